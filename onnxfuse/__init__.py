@@ -1,0 +1,1 @@
+"""onnxfuse: fuse exported Llama-family ONNX models and prove the result equal."""

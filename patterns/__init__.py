@@ -1,0 +1,1 @@
+"""The fusions, one file each."""
