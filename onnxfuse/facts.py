@@ -1,36 +1,151 @@
-"""What is known about a value: dtype, shape, constant content. The only module that asks onnx_ir such questions."""
+"""What is known about a value: dtype, symbolic shape, constant or symbolic content. The only module asked about these.
+
+A rewrite never changes what a value is, so a fact once found holds for as long as the value lives.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse import dims
+from onnxfuse.dims import Size
+from onnxfuse.shape_rules import CONTENT_LIMIT, RULES, UNKNOWN, Call, Fact, Shape, is_followed
+
 SMALL = 4096  # elements up to which a constant's content is read
+
+_CONSTANT_ATTRIBUTES = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
 
 
 class Facts:
-    """Answers questions about the values of one model; answers may be None ("unknown"), never wrong."""
+    """Answers questions about the values of one model; an answer may be None ("unknown"), never wrong."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self.opset = model.opset_imports.get("", 1)
+        self._facts: dict[ir.Value, Fact] = {}
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """The element type of `value`."""
-        return value.dtype
+        return self.fact(value).dtype
 
-    def shape(self, value: ir.Value) -> tuple[object, ...] | None:
-        """One entry a dimension: an int, a hashable symbolic dimension (equal iff equal for every input), or None."""
-        if value.shape is None:
+    def shape(self, value: ir.Value) -> Shape | None:
+        """One int or symbolic `Dim` a dimension; two dims are equal for every input if they compare equal."""
+        return self.fact(value).shape
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The number of dimensions."""
+        return self.fact(value).rank
+
+    def content(self, value: ir.Value) -> list[Size] | None:
+        """The elements of a small integer tensor in terms of the model's symbolic sizes, flat."""
+        return self.fact(value).integers()
+
+    def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The constant that `value` always is, not read: an initializer no input overrides, or a Constant node's."""
+        if value.const_value is not None:
+            return None if value.is_graph_input() else value.const_value
+        producer = value.producer()
+        if producer is None or producer.op_type != "Constant" or producer.domain:
             return None
-        return tuple(d if isinstance(d, int) else (d.value or None) for d in value.shape)
+        if "value" in producer.attributes:
+            return producer.attributes["value"].value
+        for name, dtype in _CONSTANT_ATTRIBUTES.items():
+            if name in producer.attributes:
+                return ir.tensor(np.array(producer.attributes[name].value, dtype=dtype))
+        return None
 
     def is_constant(self, value: ir.Value) -> bool:
-        """Whether `value` is an initializer or the output of a Constant node (its content is not read)."""
-        return value.const_value is not None or (value.producer() is not None and value.producer().op_type == "Constant")
+        """Whether `value` is the same in every run (its content is not read)."""
+        return self.tensor(value) is not None
 
     def constant(self, value: ir.Value) -> np.ndarray | None:
-        """The content of a small constant, None if `value` is not one."""
-        tensor = value.const_value
-        if tensor is None or tensor.size > SMALL:
+        """The content of a small constant, or of an integer tensor whose entries are all known."""
+        tensor = self.tensor(value)
+        if tensor is not None:
+            return tensor.numpy() if tensor.size <= SMALL else None
+        fact = self.fact(value)
+        entries = fact.integers()
+        if entries is None or not all(isinstance(e, int) for e in entries):
             return None
-        return tensor.numpy()
+        return fact.content.astype(fact.dtype.numpy())
+
+    def assign(self, value: ir.Value, like: ir.Value) -> None:
+        """State that `value`, new in the graph, has dtype and shape of `like`."""
+        known = self.fact(like)
+        self._facts[value] = Fact(known.dtype, known.shape)
+
+    def fact(self, value: ir.Value) -> Fact:
+        """Everything known about `value`."""
+        known = self._facts.get(value)
+        if known is not None:
+            return known
+        pending = [value]
+        while pending:  # an explicit stack: models are deeper than Python's recursion limit
+            current = pending[-1]
+            producer = current.producer()
+            if current not in self._facts and producer is not None:
+                missing = [i for i in producer.inputs if i is not None and i not in self._facts]
+                if missing:
+                    pending.extend(missing)
+                    continue
+            pending.pop()
+            if current not in self._facts:
+                self._infer(current, producer)
+        return self._facts[value]
+
+    def _infer(self, value: ir.Value, producer: ir.Node | None) -> None:
+        tensor = self.tensor(value)
+        if tensor is not None:
+            self._facts[value] = _constant_fact(tensor)
+        elif producer is None:
+            self._facts[value] = _input_fact(value)
+        else:
+            self._infer_node(producer)
+
+    def _infer_node(self, node: ir.Node) -> None:
+        rule = RULES.get(node.op_type)
+        inferred: list[Fact] = []
+        if rule is not None:
+            inputs = tuple(None if i is None else self._facts[i] for i in node.inputs)
+            result = rule(Call(node, inputs, self.opset))
+            inferred = [result] if isinstance(result, Fact) else list(result or ())
+        for index, output in enumerate(node.outputs):
+            fact = inferred[index] if index < len(inferred) else UNKNOWN
+            self._facts[output] = _with_declared(output, fact)
+
+
+def _with_declared(value: ir.Value, fact: Fact) -> Fact:
+    """`fact`, completed by what the model declares about `value`."""
+    dtype, shape = fact.dtype or value.dtype, fact.shape
+    if shape is None and value.shape is not None:
+        shape = tuple(
+            d if isinstance(d, int) else dims.symbol(f"{value.name}:{axis}") for axis, d in enumerate(value.shape)
+        )
+    return Fact(dtype, shape, fact.content)
+
+
+def _constant_fact(tensor: ir.TensorProtocol) -> Fact:
+    shape = tuple(int(d) for d in tensor.shape)
+    content = None
+    if is_followed(tensor.dtype) and tensor.size <= CONTENT_LIMIT:
+        content = tensor.numpy().astype(object)
+    return Fact(tensor.dtype, shape, content)
+
+
+def _input_fact(value: ir.Value) -> Fact:
+    if value.shape is None:
+        return Fact(value.dtype)
+    shape = tuple(
+        d if isinstance(d, int) else dims.symbol(d.value or f"{value.name}:{axis}")
+        for axis, d in enumerate(value.shape)
+    )
+    content = None
+    if shape in ((), (1,)) and value.dtype is not None and value.dtype.is_integer() and value.const_value is None:
+        content = np.full(shape, dims.runtime_value(value.name), dtype=object)
+    return Fact(value.dtype, shape, content)

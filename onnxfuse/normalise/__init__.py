@@ -1,0 +1,33 @@
+"""Normalisation: exporter noise goes away before any pattern is tried, so that one pattern covers many spellings.
+
+    functions inlined -> constants lifted -> every node simplified, producers first -> duplicates merged -> dead code out
+
+Each simplification keeps every value: it removes what does nothing (simplify.py), computes what is constant
+(constants.py), takes the branch of an If that is always taken (branches.py).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxfuse.facts import Facts
+from onnxfuse.normalise.sweep import sweep
+
+SHARED_CONSTANT = 1024  # elements up to which equal constants are merged
+
+
+def normalise(model: ir.Model) -> Facts:
+    """Simplify `model` in place without changing what it computes, and return the facts about its values."""
+    passes.TopologicalSortPass()(model)
+    passes.InlinePass(criteria=lambda function: function.domain != "onnxfuse")(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    facts = Facts(model)
+    sweep(model.graph, facts)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.DeduplicateInitializersPass(size_limit=SHARED_CONSTANT)(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    return facts
+
+
+__all__ = ["normalise"]

@@ -1,0 +1,97 @@
+"""What is constant is computed: small tensors at once, a weight's transpose when it is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from onnxfuse.normalise.sweep import Site, simplifies
+
+FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewriting; rotary tables are the largest
+RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
+
+
+@simplifies("*")
+def known_integers(node: ir.Node, site: Site) -> ir.Value | None:
+    """A small integer tensor whose entries follow from the shapes becomes a constant."""
+    if len(node.outputs) != 1 or not node.inputs:
+        return None
+    content = site.facts.constant(node.outputs[0])
+    if content is None:
+        return None
+    return site.constant(content, f"{node.outputs[0].name}/value")
+
+
+@simplifies("*")
+def folded(node: ir.Node, site: Site) -> ir.Value | None:
+    """A node whose inputs are all constants becomes one."""
+    if len(node.outputs) != 1 or not node.inputs or node.op_type in RANDOM or _has_subgraph(node):
+        return None
+    tensors = [None if v is None else site.facts.tensor(v) for v in node.inputs]
+    if any(t is None and v is not None for t, v in zip(tensors, node.inputs, strict=True)):
+        return None
+    if all(t is None or t.size <= FOLD_LIMIT for t in tensors) and _output_size(node, site) <= FOLD_LIMIT:
+        if _is_weight(node, tensors):
+            return _folded_lazily(node, site)
+        return site.initializer(ir.tensor(_evaluate(node, tensors, site.facts.opset)), f"{node.outputs[0].name}/value")
+    return _folded_lazily(node, site)
+
+
+def _has_subgraph(node: ir.Node) -> bool:
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def _output_size(node: ir.Node, site: Site) -> float:
+    shape = site.facts.shape(node.outputs[0])
+    if shape is None or not all(isinstance(s, int) for s in shape):
+        return 0 if shape is not None and len(shape) <= 1 else float("inf")
+    return float(np.prod(shape)) if shape else 1
+
+
+def _is_weight(node: ir.Node, tensors: list) -> bool:
+    """A tensor on disk is left there until the model is written."""
+    return node.op_type in LAZY and isinstance(tensors[0], ir.ExternalTensor) and tensors[0].size > 4096
+
+
+def _evaluate(node: ir.Node, tensors: list, opset: int) -> np.ndarray:
+    """The node's value, by the ONNX reference implementation."""
+    names = ["" if t is None else f"x{i}" for i, t in enumerate(tensors)]
+    attributes = [ir.to_proto(a) for a in node.attributes.values()]
+    proto = onnx.helper.make_node(node.op_type, names, ["y"])
+    proto.attribute.extend(attributes)
+    inputs = [
+        onnx.helper.make_tensor_value_info(n, int(t.dtype), None) for n, t in zip(names, tensors, strict=True) if n
+    ]
+    output = onnx.ValueInfoProto(name="y")
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([proto], "fold", inputs, [output]),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+    )
+    feed = {n: t.numpy() for n, t in zip(names, tensors, strict=True) if n}
+    return np.asarray(ReferenceEvaluator(model).run(None, feed)[0])
+
+
+def _folded_lazily(node: ir.Node, site: Site) -> ir.Value | None:
+    """Move a weight's layout change or Cast into the weight; it is computed when the model is written."""
+    weight = node.inputs[0]
+    if node.op_type not in LAZY or len(weight.uses()) != 1:  # a tied weight would be stored twice
+        return None
+    source, dtype, shape = (
+        site.facts.tensor(weight),
+        site.facts.dtype(node.outputs[0]),
+        site.facts.shape(node.outputs[0]),
+    )
+    if dtype is None or shape is None or not all(isinstance(s, int) for s in shape):
+        return None
+    perm = node.attributes["perm"].value if "perm" in node.attributes else None
+    transposes = node.op_type == "Transpose"
+
+    def compute() -> ir.Tensor:
+        array = source.numpy()
+        array = np.transpose(array, perm) if transposes else array.reshape(shape)
+        return ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype=dtype)
+
+    return site.initializer(ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape)), f"{weight.name}/{node.op_type}")

@@ -1,0 +1,131 @@
+"""One sweep over a graph, producers first: every node is simplified until no rule applies to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfuse.facts import Facts
+
+Rule = Callable[[ir.Node, "Site"], "ir.Value | None"]
+RULES: dict[str, list[Rule]] = {}
+FIXPOINT_LIMIT = 20  # simplifications of one node; the rules only ever shrink a graph, so this is never reached
+
+
+def simplifies(*op_types: str) -> Callable[[Rule], Rule]:
+    """Register a rule for nodes of ai.onnx with these types: it returns a value equal to the node's first output.
+
+    A rule may also change the node's inputs and return that very output.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for op_type in op_types:
+            RULES.setdefault(op_type, []).append(rule)
+        return rule
+
+    return register
+
+
+class Site:
+    """Where a rule stands: what is known about values, and the means to build new ones in front of `node`."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.node: ir.Node | None = None
+        self.queue: list[ir.Node] = []  # nodes that a rule put in front of the current one
+        self._constants: dict[tuple, ir.Value] = {}
+        self._names = {v.name for n in ir.traversal.RecursiveGraphIterator(facts.model.graph) for v in n.outputs}
+        self._names |= {v.name for v in facts.model.graph.inputs} | set(facts.model.graph.initializers)
+
+    def fresh_name(self, base: str) -> str:
+        """A value name that the model does not have yet."""
+        name, count = base, 0
+        while name in self._names:
+            count += 1
+            name = f"{base}_{count}"
+        self._names.add(name)
+        return name
+
+    def constant(self, array: np.ndarray | Sequence[int], name: str = "constant") -> ir.Value:
+        """An initializer of the main graph with this content; equal contents share one."""
+        array = np.asarray(array, dtype=np.int64) if isinstance(array, list | tuple) else array
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.initializer(ir.tensor(array), name)
+        return self._constants[key]
+
+    def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        """A new initializer of the main graph."""
+        value = ir.Value(
+            name=self.fresh_name(name), shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        tensor.name = value.name
+        self.facts.model.graph.initializers.add(value)
+        return value
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes) -> ir.Value:
+        """A new ai.onnx node in front of the current one; its only output."""
+        before = self.node
+        name = self.fresh_name(f"{before.outputs[0].name}/{op_type}")
+        node = ir.node(op_type, inputs, attributes or None, name=name)
+        node.outputs[0].name = name
+        before.graph.insert_before(before, node)
+        self.queue.append(node)
+        return node.outputs[0]
+
+
+def sweep(graph: ir.Graph, facts: Facts) -> None:
+    """Simplify every node of `graph` and of its subgraphs in place."""
+    # the rules register themselves when their modules are imported
+    from onnxfuse.normalise import branches, constants, simplify  # noqa: F401
+
+    _sweep(graph, Site(facts))
+
+
+def _sweep(graph: ir.Graph, site: Site) -> None:
+    for node in graph:  # onnx_ir's iteration tolerates insertion and removal
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _sweep(attribute.value, site)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for subgraph in attribute.value:
+                    _sweep(subgraph, site)
+        _simplify(node, site)
+        while site.queue:
+            _simplify(site.queue.pop(0), site)
+
+
+def _simplify(node: ir.Node, site: Site) -> None:
+    if node.domain or not node.outputs or node.graph is None:
+        return
+    for _ in range(FIXPOINT_LIMIT):
+        site.node = node
+        rules = RULES.get("*", []) + RULES.get(node.op_type, [])
+        new = next((value for rule in rules if (value := rule(node, site)) is not None), None)
+        if new is None:
+            return
+        if new is node.outputs[0]:
+            continue
+        if not replace(node.outputs[0], new, site.facts):
+            return
+        if not any(o.uses() or o.is_graph_output() for o in node.outputs) and node.graph is not None:
+            node.graph.remove(node, safe=True)
+            return
+
+
+def replace(old: ir.Value, new: ir.Value, facts: Facts) -> bool:
+    """Let `new` stand wherever `old` does, a graph output's name included; False if it can't."""
+    if old.is_graph_output():
+        outputs = old.graph.outputs
+        producer = new.producer()
+        if producer is None or new.is_graph_output() or producer.graph is not old.graph:
+            return False
+        new.name, old.name = old.name, f"{old.name}/replaced"
+        new.shape, new.type = old.shape, old.type or new.type
+        for index, output in enumerate(outputs):
+            if output is old:
+                outputs[index] = new
+    old.replace_all_uses_with(new)
+    return True
