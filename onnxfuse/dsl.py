@@ -45,8 +45,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxfuse import operators, pattern
 from onnxfuse import fusion as fusion_module
+from onnxfuse import operators, pattern
 from onnxfuse.fusion import Fusion, Refuse, make_fusion
 from onnxfuse.pattern import Attribute, Either, Input, Out, Pattern, PatternError, as_pattern, caller, operator
 
@@ -85,7 +85,9 @@ def _dimension(word: str) -> str | int | tuple[str]:
         return int(word)
     name, bar, one = word.partition("|")
     if not name.isidentifier() or (bar and one != "1"):
-        raise PatternError(f"{caller()}: {word!r} is no dimension; write a name, a size, 'name|1', '_' or a leading '...'")
+        raise PatternError(
+            f"{caller()}: {word!r} is no dimension; write a name, a size, 'name|1', '_' or a leading '...'"
+        )
     return (name,) if bar else name
 
 
@@ -117,7 +119,9 @@ def any_of(*alternatives: object) -> Pattern:
     """`any_of(a, b, c)` is `a | b | c`, for alternatives computed by a loop."""
     if not alternatives:
         raise PatternError(f"{caller()}: any_of() needs an alternative")
-    return Either([as_pattern(value) for value in alternatives]) if len(alternatives) > 1 else as_pattern(alternatives[0])
+    return (
+        Either([as_pattern(value) for value in alternatives]) if len(alternatives) > 1 else as_pattern(alternatives[0])
+    )
 
 
 class _Operators:

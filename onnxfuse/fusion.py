@@ -24,6 +24,7 @@ from onnxfuse.pattern import (
     Pattern,
     PatternError,
     as_pattern,
+    distances,
     mandatory_nodes,
     walk,
 )
@@ -57,12 +58,15 @@ class Fusion:
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
-            raise PatternError(f"{self.location}: {self.name} names stage {self.stage!r}; stages are {', '.join(STAGES)}")
+            raise PatternError(
+                f"{self.location}: {self.name} names stage {self.stage!r}; stages are {', '.join(STAGES)}"
+            )
         self._check_roots()
         known: dict[Pattern, frozenset[Node]] = {}
         self.mandatory = frozenset().union(*(mandatory_nodes(root, known) for root in self.roots))
         self.size = len(self.mandatory)
         self.heads = self.roots[0].heads
+        self.height = max(max(distances(root).values()) for root in self.roots)
         self.captures = {part.name: part for part in walk(*self.roots) if isinstance(part, Input)}
         self.words = self._words()
 
@@ -73,7 +77,9 @@ class Fusion:
             if position == 0 and root.heads is None:
                 raise PatternError(f"{self.location}: {self.name} returns a value that no operator need produce")
             if position > 0 and root not in seen and not seen & parts:
-                raise PatternError(f"{self.location}: output {position} of {self.name} shares nothing with those before it")
+                raise PatternError(
+                    f"{self.location}: output {position} of {self.name} shares nothing with those before it"
+                )
             seen |= parts
 
     def _words(self) -> frozenset[str]:
@@ -225,9 +231,7 @@ class Match:
         raise AttributeError(f"{self.__dict__['fusion'].name} captures no {name!r}; it has {', '.join(sorted(words))}")
 
 
-def make_fusion(
-    function: Callable[..., object], stage: str, op: str | None, tolerance: dict[str, float]
-) -> Fusion:
+def make_fusion(function: Callable[..., object], stage: str, op: str | None, tolerance: dict[str, float]) -> Fusion:
     """Call a pattern function with its captures and wrap what it returns."""
     code = function.__code__
     location = Location(code.co_filename, code.co_firstlineno)

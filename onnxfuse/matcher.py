@@ -28,6 +28,7 @@ from onnxfuse.pattern import (
     Out,
     Pattern,
     Test,
+    distances,
     walk,
 )
 
@@ -273,31 +274,9 @@ def _reachable(search: Search, root: Pattern) -> list[ir.Value]:
 
 
 def _nearest_bound(search: Search, root: Pattern) -> tuple[ir.Value | None, int]:
-    best: tuple[ir.Value | None, int] = (None, 0)
-    longest: dict[Pattern, int] = {root: 0}
-    for part in _topological(root):
-        step = 1 if isinstance(part, Out) else 0
-        for child in part.parts():
-            longest[child] = max(longest.get(child, 0), longest[part] + step)
-        value = search.bound.get(part)
-        if isinstance(value, ir.Value) and part is not root and (best[0] is None or longest[part] < best[1]):
-            best = (value, longest[part])
-    return best
-
-
-def _topological(root: Pattern) -> list[Pattern]:
-    order: list[Pattern] = []
-    seen: set[Pattern] = set()
-
-    def visit(pattern: Pattern) -> None:
-        if pattern not in seen:
-            seen.add(pattern)
-            for part in pattern.parts():
-                visit(part)
-            order.append(pattern)
-
-    visit(root)
-    return order[::-1]
+    bound = ((search.bound.get(part), distance) for part, distance in distances(root).items())
+    known = [(value, distance) for value, distance in bound if isinstance(value, ir.Value)]
+    return min(known, key=lambda pair: pair[1], default=(None, 0))
 
 
 _HANDLERS = {

@@ -33,7 +33,9 @@ class _AtRunTime:
 
 
 AT_RUN_TIME = _AtRunTime()
-ABSENT = type("Absent", (), {"__str__": lambda _: "no input"})()  # stands for an input left out, where a value may stand
+ABSENT = type(
+    "Absent", (), {"__str__": lambda _: "no input"}
+)()  # stands for an input left out, where a value may stand
 
 
 def constant(pattern: Const, value: ir.Value, facts: Facts) -> Mismatch | None:
@@ -65,7 +67,7 @@ def _close(found: object, expected: object, dtype: np.dtype) -> bool:
     if found == expected:
         return True
     # A constant stored in half precision was rounded to it: half a unit in its last place.
-    rtol = RTOL if dtype.kind != "f" and dtype.kind != "V" or dtype.itemsize > 2 else RTOL + _half_ulp(dtype)
+    rtol = RTOL if (dtype.kind != "f" and dtype.kind != "V") or dtype.itemsize > 2 else RTOL + _half_ulp(dtype)
     return math.isclose(found, expected, rel_tol=rtol)
 
 

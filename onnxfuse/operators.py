@@ -45,7 +45,11 @@ def input_index(op_type: str, name: str) -> int | None:
 def required_attributes(op_type: str) -> frozenset[str]:
     """The attributes a standard operator cannot do without."""
     newest = schema(STANDARD, op_type)
-    return frozenset(name for name, attribute in newest.attributes.items() if attribute.required) if newest else frozenset()
+    return (
+        frozenset(name for name, attribute in newest.attributes.items() if attribute.required)
+        if newest
+        else frozenset()
+    )
 
 
 @functools.cache
@@ -68,7 +72,9 @@ def known_parameters(op_type: str) -> frozenset[str]:
 def has_variadic_outputs(op_type: str) -> bool:
     """Whether the number of outputs is part of the meaning (Split)."""
     newest = schema(STANDARD, op_type)
-    return bool(newest and newest.outputs and newest.outputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic)
+    return bool(
+        newest and newest.outputs and newest.outputs[-1].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+    )
 
 
 @functools.cache

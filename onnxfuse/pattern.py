@@ -285,7 +285,9 @@ def operator(
 def _check_standard(op_type: str, inputs: Sequence[Pattern], parameters: dict[str, object], where: Location) -> None:
     definition = operators.schema(operators.STANDARD, op_type)
     if definition is None:
-        raise PatternError(f"{where}: ONNX has no operator {op_type}; another domain is written op.ns('domain').{op_type}")
+        raise PatternError(
+            f"{where}: ONNX has no operator {op_type}; another domain is written op.ns('domain').{op_type}"
+        )
     if len(inputs) > definition.max_input:
         raise PatternError(f"{where}: {op_type} takes at most {definition.max_input} inputs, found {len(inputs)}")
     known = operators.known_parameters(op_type)
@@ -325,3 +327,23 @@ def mandatory_nodes(pattern: Pattern, known: dict[Pattern, frozenset[Node]]) -> 
             own = frozenset({pattern.node}) if isinstance(pattern, Out) else frozenset()
             known[pattern] = own.union(*(mandatory_nodes(part, known) for part in pattern.parts()))
     return known[pattern]
+
+
+def distances(root: Pattern) -> dict[Pattern, int]:
+    """For every part of `root` the largest number of operators between the two, users before what they are made of."""
+    order: list[Pattern] = []
+    seen: set[Pattern] = set()
+
+    def visit(pattern: Pattern) -> None:
+        if pattern not in seen:
+            seen.add(pattern)
+            for part in pattern.parts():
+                visit(part)
+            order.append(pattern)
+
+    visit(root)
+    found = dict.fromkeys(reversed(order), 0)
+    for pattern, distance in found.items():
+        for part in pattern.parts():
+            found[part] = max(found[part], distance + isinstance(pattern, Out))
+    return found

@@ -1,0 +1,55 @@
+"""What happened at each place where a fusion looked: fused, refused, or nearly matched. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Fused:
+    """A fusion was applied: `node` is the new node, `replaced` the number of nodes it stands for."""
+
+    fusion: str
+    node: str
+    replaced: int
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
+        return {"outcome": "fused", **asdict(self)}
+
+
+@dataclass
+class Refused:
+    """The structure matched, but `reason` forbids the fusion; `where` is the condition's file and line."""
+
+    fusion: str
+    node: str
+    reason: str
+    where: str
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
+        return {"outcome": "refused", **asdict(self)}
+
+
+@dataclass
+class NearMiss:
+    """Most of a pattern was found at `node`: where it differs first, and why each alternative failed there."""
+
+    fusion: str
+    node: str
+    matched: int
+    wanted: int
+    where: str
+    source: str
+    at: str
+    expected: str
+    found: str
+    tried: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
+        return {"outcome": "near miss", **asdict(self)}
+
+
+Event = Fused | Refused | NearMiss

@@ -1,0 +1,129 @@
+"""The order of nodes: who comes before whom, where a new node may stand, who depends on whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import onnx_ir as ir
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs in the attributes of an If, Loop or Scan."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.value
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.value
+
+
+def implicit_inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs of `node`, and what its subgraphs read (their own values too)."""
+    yield from (value for value in node.inputs if value is not None)
+    for graph in subgraphs(node):
+        yield from graph.outputs
+        for inner in graph:
+            yield from implicit_inputs(inner)
+
+
+class Order:
+    """Positions of all nodes of a model; sorts graphs whose nodes are not in topological order."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.owners: dict[ir.Graph, ir.Node] = {}
+        self.graphs: list[ir.Graph] = []
+        self.positions: dict[ir.Node, int] = {}
+        self._enter(model.graph)
+        if not all(self._is_sorted(graph) for graph in self.graphs):
+            model.graph.sort()
+            for graph in self.graphs:
+                self._number(graph)
+
+    def _enter(self, graph: ir.Graph) -> None:
+        self.graphs.append(graph)
+        self._number(graph)
+        for node in graph:
+            for inner in subgraphs(node):
+                self.owners[inner] = node
+                self._enter(inner)
+
+    def _number(self, graph: ir.Graph) -> None:
+        self.positions.update((node, index) for index, node in enumerate(graph))
+
+    def _is_sorted(self, graph: ir.Graph) -> bool:
+        return all(
+            (position := self.position_in(graph, use.node)) is None or self.positions[node] < position
+            for node in graph
+            for output in node.outputs
+            for use in output.uses()
+        )
+
+    def consumers_first(self) -> list[ir.Node]:
+        """All nodes, of inner graphs too, every node after those that read its outputs."""
+        found: list[ir.Node] = []
+
+        def visit(graph: ir.Graph) -> None:
+            for node in reversed(graph):
+                found.append(node)
+                for inner in subgraphs(node):
+                    visit(inner)
+
+        visit(self.model.graph)
+        return found
+
+    def position_in(self, graph: ir.Graph, node: ir.Node) -> int | None:
+        """Where `node`, or the node of `graph` in whose subgraph it lies, stands; None if in neither."""
+        while node.graph is not graph:
+            node = self.owners.get(node.graph)
+            if node is None:
+                return None
+        return self.positions[node]
+
+    def depend_on(self, inputs: Iterable[ir.Value], targets: set[ir.Value], graph: ir.Graph) -> bool:
+        """Whether any of `inputs` is one of `targets`, all made in `graph`, or is computed from one."""
+        earliest = min(self.positions[value.producer()] for value in targets)
+        seen: set[ir.Value] = set()
+        stack = list(inputs)
+        while stack:
+            value = stack.pop()
+            if value in targets:
+                return True
+            producer = value.producer()
+            if value in seen or producer is None:
+                continue
+            seen.add(value)
+            if producer.graph is not graph or self.positions[producer] >= earliest:
+                stack.extend(implicit_inputs(producer))
+        return False
+
+    def insert(self, nodes: Sequence[ir.Node], inputs: Iterable[ir.Value], outputs: Sequence[ir.Value]) -> None:
+        """Put `nodes` after the producers of `inputs` and before all users of `outputs`, which they replace.
+
+        Users that stand too early move behind them; the caller has made sure that `inputs` do not depend on them.
+        """
+        first = min((value.producer() for value in outputs), key=self.positions.__getitem__)
+        graph = first.graph
+        producers = (value.producer() for value in inputs)
+        same_graph = [node for node in producers if node is not None and node.graph is graph]
+        last = max(same_graph, key=self.positions.__getitem__, default=None)
+        if last is None or self.positions[last] < self.positions[first]:
+            graph.insert_before(first, nodes)
+            self.positions.update(dict.fromkeys(nodes, self.positions[first]))
+            return
+        early = self._dependents(outputs, graph, self.positions[last])
+        graph.remove(early)
+        graph.insert_after(last, [*nodes, *early])
+        self._number(graph)
+
+    def _dependents(self, values: Sequence[ir.Value], graph: ir.Graph, until: int) -> list[ir.Node]:
+        found: set[ir.Node] = set()
+        stack = list(values)
+        while stack:
+            for use in stack.pop().uses():
+                node = use.node
+                while node is not None and node.graph is not graph:
+                    node = self.owners.get(node.graph)
+                if node is not None and node not in found and self.positions[node] <= until:
+                    found.add(node)
+                    stack.extend(node.outputs)
+        return sorted(found, key=self.positions.__getitem__)

@@ -1,0 +1,196 @@
+"""The driver: stage by stage, larger patterns first, consumers before producers, until nothing matches any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import onnx_ir as ir
+
+from onnxfuse import operators
+from onnxfuse.builder import Builder
+from onnxfuse.explain import Event, Fused, Refused
+from onnxfuse.facts import Facts
+from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, where_text
+from onnxfuse.matcher import STEP_LIMIT, StepLimitReached
+from onnxfuse.order import Order
+from onnxfuse.splice import Candidate, Names, obstacle, removable, splice
+
+Verify = Callable[[Candidate], str | None]
+Body = Callable[[ir.Node, int], ir.Function]
+
+SOLUTION_LIMIT = 32  # ways to match one root that are offered to the checks
+GENERATION_LIMIT = 50  # rewrites of what a rewrite made; the longest honest chain is a stage's worth
+
+
+class RewriteLoop(Exception):
+    """Fusions that undo each other."""
+
+
+def rewrite(
+    model: ir.Model,
+    facts: Facts,
+    fusions: Iterable[Fusion],
+    *,
+    verify: Verify | None = None,
+    body: Body | None = None,
+    step_limit: int = STEP_LIMIT,
+) -> list[Event]:
+    """Apply `fusions` to `model` in place.
+
+    Parameters
+    ----------
+    verify
+        Called with every candidate before it enters the graph; a text refuses it and is the reason reported.
+    body
+        Makes the function body of a new node of domain `onnxfuse`, given the model's opset version.
+    step_limit
+        Steps after which matching at one root is given up and reported as refused.
+
+    Returns
+    -------
+    What happened, in the order of events; the same model and fusions give the same events.
+
+    Raises
+    ------
+    RewriteLoop
+        Fusions undo each other.
+    """
+    run = _Run(model, facts, verify, body, step_limit)
+    fusions = list(fusions)
+    for stage in STAGES:
+        batch = sorted((f for f in fusions if f.stage == stage), key=lambda f: (-f.size, f.name))
+        if batch:
+            run.stage(batch)
+    return run.events()
+
+
+class _Run:
+    def __init__(
+        self, model: ir.Model, facts: Facts, verify: Verify | None, body: Body | None, step_limit: int
+    ) -> None:
+        self.model = model
+        self.facts = facts
+        self.verify = verify
+        self.body = body
+        self.step_limit = step_limit
+        self.order = Order(model)
+        self.names = Names(self.order)
+        self.fused: list[Fused] = []
+        self.refused: dict[tuple[str, ir.Node], Refused] = {}
+        self.lineage: dict[ir.Node, tuple[str, ...]] = {}
+
+    def events(self) -> list[Event]:
+        return [*self.fused, *self.refused.values()]
+
+    def stage(self, fusions: Sequence[Fusion]) -> None:
+        """Try every fusion at every node, then again around what changed, until nothing does."""
+        reach = max(fusion.height for fusion in fusions)
+        anchors = self.order.consumers_first()
+        while anchors:
+            by_operator: dict[tuple[str, str], list[ir.Node]] = {}
+            for node in anchors:
+                by_operator.setdefault((node.domain, node.op_type), []).append(node)
+            rank = {node: index for index, node in enumerate(anchors)}
+            changed: list[ir.Node] = []
+            for fusion in fusions:
+                nodes = [node for head in fusion.heads for node in by_operator.get(head, ())]
+                for node in sorted(nodes, key=rank.__getitem__):
+                    if node.graph is not None:
+                        changed.extend(self.attempt(fusion, node))
+            anchors = self._around(changed, reach)
+
+    def _around(self, changed: Sequence[ir.Node], reach: int) -> list[ir.Node]:
+        """What `changed` may have made match: itself and its users as far as a pattern is high."""
+        found = frontier = dict.fromkeys(node for node in changed if node.graph is not None)
+        for _ in range(reach):
+            users = (use.node for node in frontier for output in node.outputs for use in output.uses())
+            frontier = {node: None for node in users if node not in found}
+            found = {**found, **frontier}
+        wanted = set(found)
+        return [node for node in self.order.consumers_first() if node in wanted] if found else []
+
+    def attempt(self, fusion: Fusion, node: ir.Node) -> Sequence[ir.Node]:
+        """Apply `fusion` with `node` as its root if it matches; return the new nodes."""
+        for value in node.outputs:
+            refusal = None
+            try:
+                for count, match in enumerate(fusion.matches(value, self.facts, self.step_limit)):
+                    outcome = self._judge(fusion, match)
+                    if isinstance(outcome, Candidate):
+                        return self._apply(outcome, node)
+                    refusal = refusal or outcome
+                    if count + 1 == SOLUTION_LIMIT:
+                        break
+            except StepLimitReached as limit:
+                refusal = refusal or (str(limit), where_text(fusion.location))
+            if refusal is not None:
+                self.refused[fusion.name, node] = Refused(fusion.name, node.name or node.op_type, *refusal)
+        return ()
+
+    def _judge(self, fusion: Fusion, match: Match) -> Candidate | tuple[str, str]:
+        """A candidate ready to apply, or the reason against it and where that stands."""
+        refusal = fusion.refusal(match)
+        if refusal is not None:
+            return refusal
+        new = Builder()
+        try:
+            built = fusion.rewriting(new, match)
+        except Refuse as refusal:
+            new.discard()
+            return str(refusal), where_text(fusion.location)
+        candidate = self._candidate(fusion, match, new, built)
+        reason = obstacle(candidate, self.order)
+        if reason is None and self.verify is not None:
+            reason = self.verify(candidate)
+        if reason is not None:
+            new.discard()
+            return reason, where_text(fusion.location)
+        return candidate
+
+    def _candidate(self, fusion: Fusion, match: Match, new: Builder, built: object) -> Candidate:
+        results = built if isinstance(built, tuple) else (built,)
+        if len(results) != len(match.outputs):
+            raise TypeError(
+                f"{fusion.location}: the rewrite of {fusion.name} returned {len(results)} values, "
+                f"its pattern has {len(match.outputs)} outputs"
+            )
+        pairs = [(old, getattr(made, "value", made)) for old, made in zip(match.outputs, results, strict=True)]
+        pairs = [(old, made) for old, made in pairs if made is not None and made is not old]
+        candidate = Candidate(
+            fusion=fusion,
+            match=match,
+            nodes=match.nodes,
+            inputs=match.inputs,
+            outputs=tuple(old for old, _ in pairs),
+            new_outputs=tuple(made for _, made in pairs),
+            new_nodes=new.nodes,
+            constants=new.constants,
+        )
+        for old, made in pairs:
+            if made.producer() in new.nodes:
+                made.type, made.shape = old.type, old.shape
+        candidate.removed = removable(match.nodes, match.root.graph, candidate.outputs)
+        if self.body is not None:
+            opset = self.model.graph.opset_imports.get(operators.STANDARD, 1)
+            for node in new.nodes:
+                if node.domain == operators.OWN:
+                    function = self.body(node, opset)
+                    node.overload = function.overload
+                    candidate.functions.append(function)
+        return candidate
+
+    def _apply(self, candidate: Candidate, root: ir.Node) -> Sequence[ir.Node]:
+        past = max((self.lineage.get(node, ()) for node in candidate.removed), key=len, default=())
+        lineage = (*past, candidate.fusion.name)
+        if len(lineage) > GENERATION_LIMIT:
+            names = " and ".join(sorted(set(lineage)))
+            raise RewriteLoop(f"{names} undo each other at node {root.name!r}: {len(lineage)} rewrites in a row")
+        replaced = len(candidate.removed)
+        for key in [key for key in self.refused if key[1] in set(candidate.removed)]:
+            if key[0] == candidate.fusion.name:
+                del self.refused[key]
+        splice(candidate, self.model, self.facts, self.order, self.names)
+        self.lineage.update(dict.fromkeys(candidate.new_nodes, lineage))
+        main = candidate.new_nodes[-1].name if candidate.new_nodes else candidate.new_outputs[0].name
+        self.fused.append(Fused(candidate.fusion.name, main or "", replaced))
+        return candidate.new_nodes

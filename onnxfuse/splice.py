@@ -1,0 +1,217 @@
+"""Putting a replacement into the graph without losing anything: which nodes go, which stay, names and metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxfuse import operators
+from onnxfuse.facts import Facts
+from onnxfuse.fusion import Fusion, Match
+from onnxfuse.order import Order, implicit_inputs, subgraphs
+
+REPLACED_TEXT_LIMIT = 2000  # characters of node names in a fused node's metadata
+
+
+@dataclass
+class Candidate:
+    """A replacement that is built but not yet in the graph: what the verifier judges.
+
+    `outputs[i]` gives way to `new_outputs[i]`. `nodes` is all that matched, `removed` those that nothing else needs.
+    `functions` are the bodies of the new nodes that have one.
+    """
+
+    fusion: Fusion
+    match: Match
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    new_outputs: tuple[ir.Value, ...]
+    new_nodes: list[ir.Node]
+    constants: list[ir.Value]
+    removed: list[ir.Node] = field(default_factory=list)
+    functions: list[ir.Function] = field(default_factory=list)
+
+
+def removable(nodes: Sequence[ir.Node], graph: ir.Graph, replaced: Iterable[ir.Value]) -> list[ir.Node]:
+    """Those of `nodes` that nothing needs any more once `replaced` are replaced."""
+    replaced = set(replaced)
+    removed: dict[ir.Node, None] = {}
+    pending = [node for node in nodes if node.graph is graph]
+    while True:
+        free = [node for node in pending if all(_is_free(output, replaced, removed) for output in node.outputs)]
+        if not free:
+            return list(removed)
+        removed.update(dict.fromkeys(free))
+        pending = [node for node in pending if node not in removed]
+
+
+def _is_free(value: ir.Value, replaced: set[ir.Value], removed: dict[ir.Node, None]) -> bool:
+    if value in replaced:
+        return True
+    return not value.is_graph_output() and all(use.node in removed for use in value.uses())
+
+
+def obstacle(candidate: Candidate, order: Order) -> str | None:
+    """Why the replacement must not be made: it would compute something dear twice, or read its own output."""
+    removed = set(candidate.removed)
+    # An expensive node may stay if another one it feeds has to: name the one whose own output is wanted elsewhere.
+    for node in candidate.nodes:
+        if node in removed or not operators.is_expensive(node):
+            continue
+        if any(output in candidate.match.outputs for output in node.outputs):
+            continue
+        return f"{node.op_type} {node.name!r} would be computed twice: {_reason_to_stay(node, candidate)}"
+    graph = candidate.match.root.graph
+    if any(value.producer().graph is not graph for value in candidate.outputs):
+        return "the outputs lie in different graphs"
+    if order.depend_on(_external_inputs(candidate), set(candidate.outputs), graph):
+        return "an input of the new node is computed from one of the outputs it replaces"
+    return None
+
+
+def _reason_to_stay(node: ir.Node, candidate: Candidate) -> str:
+    if node.graph is not candidate.match.root.graph:
+        return "it lies in an outer graph"
+    matched = set(candidate.nodes)
+    reached, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        for output in current.outputs:
+            if output in candidate.outputs:
+                continue
+            if output.is_graph_output():
+                return f"{output.name!r} is also a graph output"
+            for use in output.uses():
+                if use.node not in matched and use.node not in candidate.new_nodes:
+                    return f"{output.name!r} is also used by {use.node.op_type} {use.node.name!r}"
+                if use.node in matched and use.node not in reached:
+                    reached.add(use.node)
+                    stack.append(use.node)
+    return "another output needs it"
+
+
+def _external_inputs(candidate: Candidate) -> list[ir.Value]:
+    new = set(candidate.new_nodes)
+    inputs = {value: None for node in candidate.new_nodes for value in node.inputs if value is not None}
+    return [value for value in (*inputs, *candidate.new_outputs) if value.producer() not in new]
+
+
+class Names:
+    """Hands out names that no node or value of the model has."""
+
+    def __init__(self, order: Order) -> None:
+        self._taken: set[str | None] = {None, ""}
+        for graph in order.graphs:
+            self._taken.update(value.name for value in (*graph.inputs, *graph.initializers.values()))
+            for node in graph:
+                self._taken.add(node.name)
+                self._taken.update(value.name for value in node.outputs)
+
+    def unique(self, name: str) -> str:
+        """`name`, or `name_1`, `name_2`, ... whichever is free."""
+        candidate, count = name, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._taken.add(candidate)
+        return candidate
+
+
+def scope(nodes: Iterable[ir.Node]) -> str:
+    """The longest path that the names of `nodes` share: `/model/layers.0/self_attn/`, or nothing."""
+    paths = [node.name.split("/")[:-1] for node in nodes if node.name and "/" in node.name]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "".join(f"{part}/" for part in shared)
+
+
+def splice(candidate: Candidate, model: ir.Model, facts: Facts, order: Order, names: Names) -> None:
+    """Apply a candidate: insert, reconnect, name, remove what became dead."""
+    prefix = scope(candidate.removed) or scope(candidate.nodes)
+    origin = _replaced_text(candidate.removed)
+    for node in candidate.new_nodes:
+        node.name = names.unique(prefix + node.op_type)
+        node.metadata_props["onnxfuse.fusion"] = candidate.fusion.name
+        node.metadata_props["onnxfuse.replaced"] = origin
+        for index, value in enumerate(node.outputs):
+            value.name = names.unique(f"{node.name}_output_{index}")
+        model.graph.opset_imports.setdefault(node.domain, 1)
+    for value in candidate.constants:
+        value.name = names.unique(value.name or f"{prefix}constant")
+        model.graph.initializers.add(value)
+    for function in candidate.functions:
+        model.functions.setdefault(function.identifier(), function)
+
+    new_outputs = [_own_value(candidate, i, names) for i in range(len(candidate.outputs))]
+    order.insert(candidate.new_nodes, _external_inputs(candidate), candidate.outputs)
+    removed = set(candidate.removed)
+    for old, new in zip(candidate.outputs, new_outputs, strict=True):
+        if new.producer() in candidate.new_nodes:
+            facts.assign(new, like=old)
+            new.type, new.shape, name = old.type, old.shape, old.name
+            old.name = None if old.producer() in removed else names.unique(f"{name}_unfused")
+            new.name = name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    remove_dead(candidate.removed)
+
+
+def _own_value(candidate: Candidate, index: int, names: Names) -> ir.Value:
+    """The value to put in place of output `index`, of a new node's own where it takes over a graph output's name."""
+    value, old = candidate.new_outputs[index], candidate.outputs[index]
+    is_shared = value in candidate.new_outputs[:index]
+    if value.producer() in candidate.new_nodes and not is_shared:
+        return value
+    if not old.is_graph_output():
+        return value
+    copy = ir.Node(operators.STANDARD, "Identity", [value], name=names.unique(f"{old.name}_copy"))
+    candidate.new_nodes.append(copy)
+    return copy.outputs[0]
+
+
+def _replaced_text(nodes: Iterable[ir.Node]) -> str:
+    """Names of the original nodes; those that an earlier fusion replaced are listed in its place."""
+    found: dict[str, None] = {}
+    for node in nodes:
+        earlier = node.metadata_props.get("onnxfuse.replaced")
+        found.update(dict.fromkeys(earlier.split(",") if earlier else [node.name or node.op_type]))
+    text = ",".join(found)
+    if len(text) <= REPLACED_TEXT_LIMIT:
+        return text
+    return f"{text[:REPLACED_TEXT_LIMIT].rpartition(',')[0]},... ({len(found)} nodes)"
+
+
+def remove_dead(nodes: Iterable[ir.Node]) -> None:
+    """Remove `nodes`, then whatever only they needed."""
+    stack = list(nodes)
+    dead = set(stack)
+    while stack:
+        node = stack.pop()
+        inputs = list(implicit_inputs(node))
+        _detach(node)
+        node.graph.remove(node)
+        for value in inputs:
+            _remove_if_unused(value, stack, dead)
+
+
+def _remove_if_unused(value: ir.Value, stack: list[ir.Node], dead: set[ir.Node]) -> None:
+    producer = value.producer()
+    if producer is not None:
+        unused = all(not output.uses() and not output.is_graph_output() for output in producer.outputs)
+        if unused and producer not in dead and producer.graph is not None:
+            dead.add(producer)
+            stack.append(producer)
+    elif value.is_initializer() and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+        value.graph.initializers.pop(value.name)
+
+
+def _detach(node: ir.Node) -> None:
+    node.resize_inputs(0)
+    for graph in subgraphs(node):
+        for inner in graph:
+            _detach(inner)
