@@ -1,0 +1,219 @@
+"""What a rewrite did, as data first (`Report.to_dict` is the JSON) and as text second.
+
+Counts are taken from the final graph, subgraphs and model-local functions of other domains included, never from the
+number of times a rule fired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+DOMAIN = "onnxfuse"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A place whose structure matched a fusion, and why it stayed as it was.
+
+    `fusion` is the pattern's name, `node` the anchor's name in the model, `where` the file and line that refused.
+    """
+
+    fusion: str
+    node: str
+    reason: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """The best failed attempt of `fusion` at `node`: `matched` of `nodes` pattern nodes agreed.
+
+    `expected` and `found` say what broke it, `where` the pattern's file and line, `tried` why each alternative failed.
+    """
+
+    fusion: str
+    node: str
+    matched: int
+    nodes: int
+    expected: str
+    found: str
+    where: str = ""
+    tried: tuple[str, ...] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How one output of the fused model compares with the original's.
+
+    `max_abs` is the largest difference, `max_rel` the largest one relative to the value or to the output's root mean
+    square, whichever is larger; `worst` is the index and `feed` the inputs where `max_rel` was found.
+    """
+
+    name: str
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    passed: bool
+    worst: tuple[int, ...] = ()
+    feed: str = ""
+    compared: int = 0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the result was verified: `mode` is "match", "model" or "none"; `passed` is None when nothing was run."""
+
+    mode: str
+    passed: bool | None = None
+    outputs: tuple[OutputCheck, ...] = ()
+    notes: tuple[str, ...] = ()
+    guilty: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """Everything `onnxfuse rewrite` has to say."""
+
+    model: str
+    output: str | None
+    target: str
+    nodes_before: int
+    nodes_after: int
+    fused: dict[str, int] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    near_misses: list[NearMiss] = field(default_factory=list)
+    verification: Verification = field(default_factory=lambda: Verification("none"))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """The report as JSON-ready data, its keys as documented for `--report`."""
+        return {
+            "model": self.model,
+            "output": self.output,
+            "target": self.target,
+            "nodes": {"before": self.nodes_before, "after": self.nodes_after},
+            "fused": dict(sorted(self.fused.items())),
+            "refused": [asdict(entry) for entry in self.refused],
+            "near_misses": [asdict(entry) for entry in self.near_misses],
+            "verification": asdict(self.verification),
+            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, default=float) + "\n"
+
+    def print(self, console: Console, *, verbose: bool = False) -> None:
+        """The report as text for people; `verbose` adds refusals and near misses one by one."""
+        console.print(_summary(self))
+        if self.fused:
+            table = Table(box=None, pad_edge=False, show_header=False)
+            table.add_column(style="green")
+            table.add_column(justify="right")
+            for name, count in sorted(self.fused.items()):
+                table.add_row(f"  {name}", str(count))
+            console.print(table)
+        else:
+            console.print("  nothing fused; onnxfuse explain says why", style="yellow")
+        _print_refusals(console, self.refused, verbose)
+        _print_near_misses(console, self.near_misses, verbose)
+        print_verification(console, self.verification)
+
+
+def node_count(model: ir.Model) -> int:
+    """Number of nodes of the graph and its subgraphs, Constant nodes aside; bodies of fused nodes do not count."""
+    return sum(node.op_type != "Constant" for node in _nodes(model))
+
+
+def fused_count(model: ir.Model) -> dict[str, int]:
+    """How many nodes of each onnxfuse operator `model` holds; those inside bodies of onnxfuse blocks do not count."""
+    return dict(Counter(node.op_type for node in _nodes(model) if node.domain == DOMAIN))
+
+
+def _nodes(model: ir.Model) -> Iterable[ir.Node]:
+    yield from ir.traversal.RecursiveGraphIterator(model.graph)
+    for function in model.functions.values():
+        if function.domain != DOMAIN:
+            yield from ir.traversal.RecursiveGraphIterator(function)
+
+
+def _summary(report: Report) -> Text:
+    text = Text()
+    text.append(report.model, style="bold")
+    if report.output:
+        text.append(" -> ").append(report.output, style="bold")
+    seconds = sum(report.seconds.values())
+    text.append(f"  {report.nodes_before} -> {report.nodes_after} nodes, {report.target}, {seconds:.1f} s")
+    return text
+
+
+def _print_refusals(console: Console, refused: list[Refused], verbose: bool) -> None:
+    if not verbose:
+        reasons = Counter((entry.fusion, entry.reason) for entry in refused)
+        for (fusion, reason), count in reasons.items():
+            console.print(Text(f"  refused {fusion} x{count}: {reason}", style="yellow"))
+        return
+    for entry in refused:
+        console.print(Text(f"  refused {entry.fusion} at {entry.node}", style="yellow"))
+        console.print(Text(f"    {entry.reason}" + (f"  ({entry.where})" if entry.where else "")))
+
+
+def _print_near_misses(console: Console, near_misses: list[NearMiss], verbose: bool) -> None:
+    if not verbose:
+        if near_misses:
+            console.print(Text(f"  {len(near_misses)} near misses; onnxfuse explain shows them"))
+        return
+    for miss in near_misses:
+        console.print(Text(f"  near miss {miss.fusion} at {miss.node}: {miss.matched} of {miss.nodes} nodes matched"))
+        where = f"  ({miss.where})" if miss.where else ""
+        console.print(Text(f"    expected {miss.expected}   found {miss.found}{where}"))
+        for line in miss.tried:
+            console.print(Text(f"    tried {line}"))
+        if miss.hint:
+            console.print(Text(f"    hint {miss.hint}"))
+
+
+def print_verification(console: Console, verification: Verification) -> None:
+    """The verdict, a table of outputs where the whole model was run, and the notes."""
+    if verification.passed is None:
+        if verification.mode == "none":
+            console.print("  not verified", style="yellow")
+    else:
+        verdict = "passed" if verification.passed else "FAILED"
+        console.print(
+            Text(f"  verification ({verification.mode}): {verdict}", style="green" if verification.passed else "red")
+        )
+    if verification.outputs:
+        console.print(_outputs_table(verification.outputs))
+    for name in verification.guilty:
+        console.print(Text(f"  the difference comes from {name}", style="red"))
+    for note in verification.notes:
+        console.print(Text(f"  note: {note}"))
+
+
+def _outputs_table(outputs: tuple[OutputCheck, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("  output", "max abs", "max rel", "tolerance", "values", "", "worst at"):
+        table.add_column(heading, justify="left" if heading in ("  output", "", "worst at") else "right")
+    for check in outputs:
+        at = f"{list(check.worst)} of {check.feed}" if check.worst and check.max_abs else ""
+        verdict = Text("ok", style="green") if check.passed else Text("DIFFERS", style="red")
+        table.add_row(
+            Text(f"  {check.name}"),
+            f"{check.max_abs:.2e}",
+            f"{check.max_rel:.2e}",
+            f"{check.tolerance:.1e}",
+            str(check.compared),
+            verdict,
+            Text(at),
+        )
+    return table

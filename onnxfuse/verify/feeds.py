@@ -1,0 +1,89 @@
+"""Random inputs for a whole model: realistic where a role is known, plain numbers elsewhere."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxfuse.verify.interface import UNKNOWN_VOCABULARY, Interface, Point
+
+HIDDEN_SCORE = -1e4  # a masked score: finite in float16, zero after Softmax
+
+BATCHES = (1, 3)
+LENGTHS = (1, 4, 17)
+PASTS = (0, 5, 64)
+SAMPLES = 3  # least number of points
+PADDINGS = ("none", "left", "right")
+
+
+def grid(
+    interface: Interface,
+    batches: Sequence[int] = BATCHES,
+    lengths: Sequence[int] = LENGTHS,
+    pasts: Sequence[int] = PASTS,
+    paddings: Sequence[str] = PADDINGS,
+) -> list[Point]:
+    """All different points that `interface` allows, several samples where those are few.
+
+    Padding needs a batch of at least two and a token beside it.
+    """
+    points: dict[Point, None] = {}
+    for padding in paddings:
+        for batch in batches:
+            for length in lengths:
+                for past in pasts:
+                    point = interface.settle(Point(batch, length, past, padding))
+                    room = point.total if padding == "left" else point.length
+                    if point.past < 0 or (padding != "none" and (point.padding == "none" or room < 2)):
+                        continue
+                    if padding != "none" and point.batch < 2:
+                        continue
+                    points[point] = None
+    first = list(points)[:1]
+    extra = [replace(p, sample=sample) for p in first for sample in range(1, SAMPLES - len(points) + 1)]
+    return [*points, *extra]
+
+
+def visible(point: Point) -> np.ndarray:
+    """[B, T] bool: a padded batch has no padding in its first row, more in each next one, never in more than half."""
+    mask = np.ones((point.batch, point.total), dtype=bool)
+    for row in range(1, point.batch):
+        if point.padding == "left":
+            mask[row, : max(1, row * point.total // (2 * point.batch))] = False
+        elif point.padding == "right":
+            mask[row, point.total - max(1, row * point.length // (2 * point.batch)) :] = False
+    return mask
+
+
+def draw(interface: Interface, point: Point) -> dict[str, np.ndarray]:
+    """One value for each input at `point`; the same arguments give the same arrays."""
+    keys = visible(point)
+    feed = {}
+    for entry in interface.inputs:
+        name = zlib.crc32(entry.name.encode())
+        rng = np.random.default_rng([name, point.batch, point.length, point.past, point.sample])
+        shape = interface.shape(entry, point)
+        match entry.role:
+            case "tokens":
+                array = rng.integers(0, entry.limit or UNKNOWN_VOCABULARY, shape)
+            case "mask":
+                array = np.broadcast_to(keys[: shape[0]], shape)
+            case "positions":
+                last = (entry.limit or point.total) - 1
+                places = np.clip(np.cumsum(keys, axis=1) - 1, 0, last)[:, point.past :]
+                array = np.broadcast_to(places[: shape[0]] if len(shape) == 2 else places[0], shape)
+            case "offset":
+                array = np.array(point.past)
+            case "scores":
+                rows, columns = shape[-2:]  # the last row sees all, as in a square mask that the model cuts by itself
+                hidden = np.arange(columns) > np.arange(rows)[:, None] + columns - rows
+                array = np.broadcast_to(np.where(hidden, HIDDEN_SCORE, 0.0), shape)
+            case "numbers":
+                array = rng.integers(0, 2 if entry.dtype.name == "BOOL" else 4, shape)
+            case _:
+                array = rng.standard_normal(shape, dtype=np.float32)
+        feed[entry.name] = np.array(array, dtype=entry.dtype.numpy(), order="C")
+    return feed

@@ -1,0 +1,229 @@
+"""What the inputs of a language model mean, found from names, dtypes, shapes and first users.
+
+| role | dims | drawn as |
+|---|---|---|
+| tokens | [B, S] int | rows of the embedding table it indexes |
+| mask | [B, T] any dtype | 1 visible, 0 padding |
+| positions | [B, S] or [S] int | place among the visible tokens |
+| past | [B, N, P, ...] float | a cache of keys or values |
+| embeddings | [B, S, H] float | normal |
+| offset | [] int | P, the tokens already in the cache |
+| scores | [..., S, T] float | 0 or very negative, added to attention scores |
+| values | any float | normal |
+| numbers | any other | small integers, booleans |
+
+B is the batch, S the new tokens, P the past ones, T = P + S. A dimension that no role explains is bound by its
+symbol's name; what is still free gets `Interface.free`, and `FREE_SIZES` are worth a try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+FREE_SIZES = (4, 16, 32, 64, 80, 96, 128, 256)  # of a symbolic dimension that nothing explains
+UNKNOWN_VOCABULARY = 64  # token ids drawn below this where the embedding table is not found
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of sizes, and where padding goes in a batch: "none", "left" or "right"."""
+
+    batch: int
+    length: int
+    past: int
+    padding: str = "none"
+    sample: int = 0
+
+    @property
+    def total(self) -> int:
+        """Keys that the last query may see."""
+        return self.past + self.length
+
+    def __str__(self) -> str:
+        text = f"batch={self.batch} length={self.length} past={self.past}"
+        text += f" {self.padding}-padded" if self.padding != "none" else ""
+        return f"{text} sample={self.sample}" if self.sample else text
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input and what it means; `axes` names the size of each dimension: "B", "S", "P", "T", an int or None."""
+
+    name: str
+    dtype: ir.DataType
+    dims: tuple[int | str | None, ...]
+    role: str
+    axes: tuple[str | int | None, ...]
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The inputs of a model, each with its role."""
+
+    inputs: tuple[Input, ...]
+    free: int = FREE_SIZES[0]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Interface:
+        """Classify the inputs of `model`; initializers that are also inputs keep their default and are left out."""
+        given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+        inputs = []
+        for value in given:
+            if value.shape is None or value.dtype is None:
+                raise ValueError(f"graph input {value.name!r} has no known dtype and rank, so no value can be drawn")
+            rows = _rows_indexed_by(value)
+            role = _role(value, rows, given)
+            dims = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+            axes = tuple(d if isinstance(d, int) else None for d in dims)
+            inputs.append(Input(value.name, value.dtype, dims, role, axes, rows or 0))
+        symbols = _symbol_meanings(inputs)
+        return cls(tuple(replace(i, axes=_axes(i, symbols)) for i in inputs))
+
+    def has(self, role: str) -> bool:
+        """Whether an input plays `role`."""
+        return any(i.role == role for i in self.inputs)
+
+    @property
+    def has_free_sizes(self) -> bool:
+        """Whether a dimension is left that nothing explains."""
+        return any(axis is None for i in self.inputs for axis in i.axes)
+
+    def settle(self, point: Point) -> Point:
+        """`point` with the sizes that the model fixes put in their place; a size that no input has is 1, or 0 past."""
+        fixed: dict[str, int] = {}
+        for entry in self.inputs:
+            for axis, meaning in enumerate(_role_axes(entry.role, len(entry.dims))):
+                size = entry.dims[axis]
+                if isinstance(meaning, str) and isinstance(size, int) and not (meaning == "B" and size == 1):
+                    fixed.setdefault(meaning, size)
+        used = {axis for i in self.inputs for axis in i.axes if isinstance(axis, str)} | set(fixed)
+        if "P" not in used and not self.has("offset"):
+            fixed["P"] = 0
+        if not used & {"S", "T"}:
+            fixed["S"] = 1
+        if "B" not in used:
+            fixed["B"] = 1
+        length = fixed.get("S", point.length)
+        past = fixed.get("P", point.past)
+        if "T" in fixed and self.has("mask"):
+            length, past = (length, fixed["T"] - length) if "S" in fixed else (fixed["T"] - past, past)
+        padding = point.padding if self.has("mask") else "none"
+        return Point(fixed.get("B", point.batch), length, past, padding, point.sample)
+
+    def shape(self, entry: Input, point: Point) -> tuple[int, ...]:
+        """The shape of `entry` at `point`."""
+        sizes = {"B": point.batch, "S": point.length, "P": point.past, "T": point.total}
+        return tuple(sizes[a] if isinstance(a, str) else self.free if a is None else a for a in entry.axes)
+
+
+def _role_axes(role: str, rank: int) -> tuple[str | None, ...]:
+    """What each dimension of an input with `role` means where it is symbolic or fixed; None: nothing said."""
+    if role == "tokens" or (role == "positions" and rank == 2):
+        return ("B", "S")[:rank]
+    if role == "positions":
+        return ("S",)[:rank]
+    if role == "mask":
+        return ("B", "T")
+    if role == "past" and rank >= 3:
+        return ("B", None, "P", None, None)[:rank]
+    if role == "embeddings":
+        return ("B", "S", None)
+    return (None,) * rank
+
+
+def _rows_indexed_by(value: ir.Value) -> int | None:
+    """Rows of the table that `value` selects from, following it through casts and reshapes."""
+    queue, seen = [value], set()
+    while queue:
+        current = queue.pop()
+        for node, index in current.uses():
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            if node.op_type == "Gather" and index == 1:
+                table = node.inputs[0]
+                if table.shape is None and table.const_value is not None:
+                    return table.const_value.shape[0]
+                if table.shape is not None and len(table.shape) == 2 and isinstance(table.shape[0], int):
+                    return table.shape[0]
+            elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten") and index == 0:
+                queue.extend(node.outputs)
+    return None
+
+
+def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
+    name, rank = value.name.lower(), len(value.shape)
+    if value.dtype.is_floating_point():
+        if rank == 2 and ("mask" in name or _shaped_like_tokens(value, given)):
+            return "mask"
+        if rank >= 3 and "mask" in name:
+            return "scores"
+        if rank >= 3 and ("past" in name or "cache" in name):
+            return "past"
+        if rank == 3 and "embed" in name:
+            return "embeddings"
+        return "values"
+    if value.dtype == ir.DataType.BOOL:
+        return "mask" if rank == 2 and "mask" in name else "numbers"
+    if "mask" in name and rank == 2:
+        return "mask"
+    if "position" in name or (rank == 1 and "pos" in name):
+        return "positions" if rank in (1, 2) else "numbers"
+    if rank == 0 and ("pos" in name or "past" in name):
+        return "offset"
+    if rank == 2 and (rows is not None or "input_ids" in name):
+        return "tokens"
+    return "numbers"
+
+
+def _shaped_like_tokens(value: ir.Value, given: Iterable[ir.Value]) -> bool:
+    """A float [B, S] beside integer [B, S] token ids: an attention mask whose exporter lost its name."""
+    return any(
+        other.dtype is not None
+        and other.dtype.is_integer()
+        and other.shape == value.shape
+        and _rows_indexed_by(other) is not None
+        for other in given
+        if other.shape is not None
+    )
+
+
+def _symbol_meanings(inputs: Iterable[Input]) -> dict[str, str]:
+    """What each symbol means, from the roles of the inputs that use it, then from its own name."""
+    meanings: dict[str, str] = {}
+    inputs = list(inputs)
+    for entry in inputs:
+        for size, meaning in zip(entry.dims, _role_axes(entry.role, len(entry.dims)), strict=True):
+            if isinstance(size, str) and meaning is not None:
+                meanings.setdefault(size, meaning)
+    for entry in inputs:
+        for size in entry.dims:
+            if isinstance(size, str) and size not in meanings:
+                meaning = _meaning_of_name(size.lower())
+                if meaning is not None:
+                    meanings[size] = meaning
+    return meanings
+
+
+def _meaning_of_name(name: str) -> str | None:
+    if "batch" in name:
+        return "B"
+    if "total" in name or "+" in name:
+        return "T"
+    if "past" in name or "pos" in name:
+        return "P"
+    if "seq" in name or "len" in name:
+        return "S"
+    return None
+
+
+def _axes(entry: Input, symbols: dict[str, str]) -> tuple[str | int | None, ...]:
+    roles = _role_axes(entry.role, len(entry.dims))
+    return tuple(
+        size if isinstance(size, int) else meaning or symbols.get(size or "")
+        for size, meaning in zip(entry.dims, roles, strict=True)
+    )

@@ -1,0 +1,193 @@
+"""Two whole models are compared on inputs drawn from what the inputs mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+from small_models import embedding_model, padded_model, written
+
+from onnxfuse.errors import UsageError
+from onnxfuse.verify.compare import defined, difference
+from onnxfuse.verify.feeds import draw, grid, visible
+from onnxfuse.verify.interface import Interface, Point
+from onnxfuse.verify.model import validate
+from onnxfuse.verify.sessions import Session
+
+
+def inputs_model(*inputs: tuple[str, int, list]) -> ir.Model:
+    """A model with the given inputs and nothing that uses them."""
+    infos = [helper.make_tensor_value_info(name, dtype, shape) for name, dtype, shape in inputs]
+    return ir.from_proto(helper.make_model(helper.make_graph([], "inputs", infos, [])))
+
+
+def cached_model() -> ir.Model:
+    """Inputs as exporters with a KV cache name them, the symbols of the mask unrelated to the others."""
+    return inputs_model(
+        ("input_ids", TensorProto.INT64, ["s21", "s50"]),
+        ("attention_mask", TensorProto.INT64, ["s6", "s81"]),
+        ("position_ids", TensorProto.INT64, ["s21", "s50"]),
+        ("past_key_values.0.key", TensorProto.FLOAT16, ["s21", 2, "s57", 16]),
+        ("past_key_values.0.value", TensorProto.FLOAT16, ["s21", 2, "s59", 16]),
+    )
+
+
+def test_cached_inputs_are_drawn_with_tied_sizes():
+    feed = draw(Interface.of(cached_model()), Point(3, 4, 5, "left"))
+    assert {name: array.shape for name, array in feed.items()} == {
+        "input_ids": (3, 4),
+        "attention_mask": (3, 9),
+        "position_ids": (3, 4),
+        "past_key_values.0.key": (3, 2, 5, 16),
+        "past_key_values.0.value": (3, 2, 5, 16),
+    }
+    mask = feed["attention_mask"]
+    assert mask.dtype == np.int64 and mask[0].all() and mask[:, -1].all() and not mask[1:, 0].any()
+    np.testing.assert_array_equal(feed["position_ids"], (np.cumsum(mask, axis=1) - 1)[:, 5:])
+    assert feed["past_key_values.0.key"].dtype == np.float16
+
+
+def test_sizes_that_the_model_fixes_are_kept():
+    model = inputs_model(("input_ids", 7, [2, 3]), ("attention_mask", 7, [2, 8]), ("past.key", 1, [2, 4, 5, 16]))
+    points = grid(Interface.of(model))
+    assert {(p.batch, p.length, p.past) for p in points} == {(2, 3, 5)}
+    assert {p.padding for p in points} == {"none", "left", "right"}
+
+
+def test_an_unnamed_float_mask_beside_token_ids_is_recognised():
+    proto = embedding_model()
+    proto.graph.input.append(helper.make_tensor_value_info("input1", TensorProto.FLOAT, ["batch", "sequence"]))
+    roles = {entry.name: entry.role for entry in Interface.of(ir.from_proto(proto)).inputs}
+    assert roles == {"input_ids": "tokens", "input1": "mask"}
+
+
+def test_token_ids_stay_inside_the_embedding_table():
+    interface = Interface.of(ir.from_proto(embedding_model(rows=3)))
+    tokens = draw(interface, Point(3, 17, 0))["input_ids"]
+    assert tokens.shape == (3, 17) and set(np.unique(tokens)) == {0, 1, 2}
+
+
+def test_offset_and_square_mask_of_a_cache_interface():
+    model = inputs_model(
+        ("x", 1, ["batch", "seq_len", 8]),
+        ("attn_mask", 1, ["batch", 32, 32]),
+        ("k_cache", 1, ["batch", 2, "pos", 4, 16]),
+        ("pos", 7, []),
+    )
+    feed = draw(Interface.of(model), Point(1, 3, 5))
+    assert feed["x"].shape == (1, 3, 8) and feed["k_cache"].shape == (1, 2, 5, 4, 16)
+    assert feed["pos"].shape == () and feed["pos"] == 5
+    np.testing.assert_array_equal(feed["attn_mask"][0] == 0, np.tri(32, dtype=bool))
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_every_row_of_a_padded_batch_keeps_a_visible_token(padding):
+    for batch in (2, 3, 7):
+        for length, past in ((2, 0), (17, 0), (1, 1), (4, 64)):
+            if padding == "right" and length < 2:
+                continue
+            mask = visible(Point(batch, length, past, padding))
+            assert mask[0].all() and mask.any(axis=1).all() and not mask[1:].all(axis=1).any()
+
+
+def test_undefined_values_are_those_of_padding_tokens():
+    point = Point(2, 3, 2, "left")  # two of the five tokens of row 1 may be padding
+    pads = visible(point)
+    assert not pads[1, 0] and pads[0].all()
+    np.testing.assert_array_equal(defined((2, 3, 8), point)[..., 0], pads[:, 2:])
+    np.testing.assert_array_equal(defined((2, 4, 5, 16), point)[:, 0, :, 0], pads)
+    assert defined((7, 3), point) is None and defined((2, 3, 8), Point(2, 3, 2)) is None
+
+
+def test_difference_is_relative_to_the_value_or_the_size_of_its_neighbours():
+    reference = np.array([[100.0, 0.0], [1.0, 1.0]])
+    actual = reference + np.array([[1.0, 1.0], [0.0, 0.0]])
+    found = difference(reference, actual)
+    assert found.max_abs == 1 and found.worst == (0, 1) and found.compared == 4
+    assert found.max_rel == pytest.approx(1 / np.sqrt(np.mean(reference**2)))
+    assert difference(reference, actual, np.array([[True, False], [True, True]])).max_rel == pytest.approx(0.01)
+
+
+def test_difference_in_shape_or_in_nan_is_infinite():
+    ones = np.ones(3)
+    assert difference(ones, np.ones(4)).max_rel == np.inf
+    assert difference(ones, np.array([1, np.nan, 1])).max_rel == np.inf
+    assert difference(np.array([1, np.nan, 1]), ones).max_rel == np.inf
+    assert difference(np.array([1, np.nan, np.inf]), np.array([1, np.nan, np.inf])).max_rel == 0
+    assert difference(np.zeros(2), np.array([0, 1e-30])).max_rel == np.inf
+
+
+def test_equal_models_pass_on_the_whole_grid(tmp_path):
+    path = written(embedding_model(), tmp_path)
+    result = validate(path, path)
+    assert result.passed and [check.name for check in result.outputs] == ["logits"]
+    assert result.outputs[0].max_abs == 0
+    assert result.outputs[0].compared == (1 + 3) * (1 + 4 + 17) * 16  # nothing masks or remembers: six sizes
+
+
+def test_a_wrong_weight_is_caught_and_located(tmp_path):
+    result = validate(embedding := written(embedding_model(), tmp_path), ir.from_proto(embedding_model(scale=1.01)))
+    assert embedding.exists() and not result.passed
+    (check,) = result.outputs
+    assert check.max_rel == pytest.approx(0.01, rel=0.1) and not check.passed and len(check.worst) == 3
+
+
+def test_tolerance_is_the_callers(tmp_path):
+    original, other = written(embedding_model(), tmp_path), ir.from_proto(embedding_model(scale=1.01))
+    assert validate(original, other, tolerance=0.05).passed
+    assert not validate(original, other, tolerance=0.005).passed
+
+
+def test_a_difference_on_padding_alone_passes_and_elsewhere_does_not():
+    original = ir.from_proto(padded_model())
+    assert validate(original, ir.from_proto(padded_model(leak=10.0))).passed
+    swapped = padded_model()
+    next(node for node in swapped.graph.node if node.op_type == "ReduceSum").input[0] = "column"
+    assert not validate(original, ir.from_proto(swapped)).passed
+
+
+def only_for(count: int) -> ir.Model:
+    """A model that runs only when batch * sequence is a multiple of `count`."""
+    proto = embedding_model()
+    proto.graph.node.append(helper.make_node("Reshape", ["logits", "flat"], ["groups"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 16 * count]), "flat"))
+    proto.graph.output.append(helper.make_tensor_value_info("groups", TensorProto.FLOAT, ["groups", 16 * count]))
+    return ir.from_proto(proto)
+
+
+def test_sizes_that_the_original_rejects_are_named():
+    result = validate(only_for(4), only_for(4))
+    assert result.passed
+    assert any("the original rejects batch=1 length=1 past=0" in note for note in result.notes)
+
+
+def test_an_original_that_never_runs_is_an_error():
+    with pytest.raises(UsageError, match="runs on none of the generated inputs"):
+        validate(only_for(1009), only_for(1009))
+
+
+def test_models_with_different_interfaces_are_not_compared():
+    other = embedding_model()
+    other.graph.input[0].name = other.graph.node[0].input[1] = "tokens"
+    with pytest.raises(UsageError, match="different inputs: input_ids INT64 of rank 2 and tokens INT64 of rank 2"):
+        validate(ir.from_proto(embedding_model()), ir.from_proto(other))
+
+
+def test_large_weights_reach_a_session_without_being_serialised():
+    model = ir.from_proto(embedding_model(rows=4096))
+    session = Session(model)
+    assert len(session._weights) == 2
+    logits = session.run({"input_ids": np.array([[5]])})["logits"]
+    assert logits.shape == (1, 1, 4096) and np.isfinite(logits).all() and logits.std() > 0.1
+
+
+def test_bfloat16_goes_in_and_out():
+    info = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, ["n"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", info[:1], info[1:])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = np.array([1.5, -2, 0], ir.DataType.BFLOAT16.numpy())
+    y = Session(model).run({"x": x})["y"]
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(x.astype(np.float32), y.astype(np.float32))
