@@ -4,8 +4,8 @@ A model is read without its weights: tensors in external data files are checked 
 present, long enough) and memory-mapped when somebody asks for them.
 
 A model is written beside its destination under a temporary name and renamed when it is complete. Weights go to
-`NAME.onnx.data` when they exceed `INLINE_LIMIT` in sum or when the input kept any of them outside; they are streamed one
-tensor at a time, so memory stays bounded by the largest tensor that has to be computed.
+`NAME.onnx.data` when they exceed `INLINE_LIMIT` in sum or when the input kept any of them outside; they are streamed
+one tensor at a time, so memory stays bounded by the largest tensor that has to be computed.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _check_external(model: ir.Model) -> None:
 def _checked_file_size(tensor: ir.ExternalTensor) -> int:
     location, path = os.fspath(tensor.location), Path(tensor.path)
     where = f"external data of tensor {tensor.name!r}: {location!r}"
-    if not location or os.path.isabs(location) or ".." in Path(location.replace("\\", "/")).parts:
+    if not location or Path(location).is_absolute() or ".." in Path(location.replace("\\", "/")).parts:
         raise UsageError(f"{where} points outside the model's folder, which is refused: move the file beside the model")
     parts = [path, *path.parents][: len(Path(location).parts)]
     if any(part.is_symlink() for part in parts):
@@ -228,8 +228,8 @@ def save(
             if moved:
                 _flush(data_file)
                 path.unlink(missing_ok=True)  # never an old graph over new weights, even for a moment
-                os.replace(data_file.name, data_path)
-            os.replace(model_file.name, path)
+                Path(data_file.name).replace(data_path)
+            Path(model_file.name).replace(path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -259,10 +259,11 @@ def check_output(
         for written in (path, data_path):
             if written.exists() and source.exists() and written.samefile(source):
                 raise UsageError(f"{written} holds weights of the input model: choose another output path")
-        if weights == "reference" and Path(tensor.base_dir or ".").resolve() != path.parent.resolve():
+        home, folder = Path(tensor.base_dir).resolve(), path.parent.resolve()
+        if weights == "reference" and home != folder:
             raise UsageError(
-                f"weights='reference' needs the output in the folder of the weights, {Path(tensor.base_dir).resolve()}, "
-                f"not in {path.parent.resolve()}: choose an output path there, or copy the weights"
+                f"weights='reference' needs the output in the folder of the weights, {home}, not in {folder}: "
+                "choose an output path there, or copy the weights"
             )
 
 

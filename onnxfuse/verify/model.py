@@ -141,7 +141,7 @@ def _fitted(interface: Interface, points: Sequence[Point], session: Session) -> 
             for point in points[:2]:
                 try:
                     session.run(draw(candidate, point))
-                except Exception:  # noqa: S112 - rejected: the next size may fit
+                except Exception:  # rejected: the next size may fit
                     continue
                 return candidate
     return interface
