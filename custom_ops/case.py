@@ -1,0 +1,112 @@
+"""One case of an operator: inputs, attributes and tolerance. The tests and the benchmark use the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from onnxfuse.custom_ops.body import DOMAIN
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in DTYPES.items()}  # spacing of numbers at 1
+
+
+@dataclass(frozen=True)
+class Random:
+    """A tensor of normally distributed numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to run an operator on, and how well the result must agree with reference.py.
+
+    `inputs` are by name in order; None is an absent optional input, an array is taken as it is. `outputs` gives the
+    dtype of every output by name. A result may differ from the reference by `absolute + relative * |reference|`.
+    Set `benchmark` on the shapes worth timing; `flops` says what arithmetic they take, 0 where memory traffic decides.
+    """
+
+    name: str
+    inputs: Mapping[str, Random | np.ndarray | None]
+    outputs: Mapping[str, str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    relative: float = 0.0
+    absolute: float = 0.0
+    benchmark: bool = False
+    flops: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def arrays(self) -> dict[str, np.ndarray | None]:
+        """The inputs; the same ones at every call."""
+        generator = np.random.default_rng(0)
+
+        def array(spec: Random | np.ndarray | None) -> np.ndarray | None:
+            if not isinstance(spec, Random):
+                return spec
+            values = generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(spec.scale)
+            return values.astype(DTYPES[spec.dtype])
+
+        return {name: array(spec) for name, spec in self.inputs.items()}
+
+
+def single_node_model(
+    operator: str, case: Case, opset: int, shapes: Sequence[tuple[int, ...]] | None = None
+) -> ir.Model:
+    """A model of one node named "the_node" of `operator` with the inputs of `case`, without a function body.
+
+    `shapes` are those of the outputs, not stated in the model by default.
+    Values of bfloat16, which numpy does not know, enter and leave the model as float32.
+    """
+    graph_inputs: list[ir.Value] = []
+    node_inputs: list[ir.Value | None] = []
+    nodes: list[ir.Node] = []
+    for name, array in case.arrays().items():
+        if array is None:
+            node_inputs.append(None)
+            continue
+        value = ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
+        node_inputs.append(value)
+        if value.dtype == ir.DataType.BFLOAT16:
+            wide = ir.val(f"{name}_float32", ir.DataType.FLOAT, array.shape)
+            nodes.append(ir.node("Cast", [wide], {"to": value.dtype}, outputs=[value]))
+            value = wide
+        graph_inputs.append(value)
+    outputs = [ir.val(name, ir.DataType.from_numpy(DTYPES[dtype])) for name, dtype in case.outputs.items()]
+    for value, shape in zip(outputs, shapes or (), strict=shapes is not None):
+        value.shape = ir.Shape(shape)
+    node = ir.node(operator, node_inputs, dict(case.attributes), domain=DOMAIN, name="the_node", outputs=outputs)
+    nodes.append(node)
+    graph_outputs = []
+    for value in outputs:
+        if value.dtype == ir.DataType.BFLOAT16:
+            wide = ir.val(f"{value.name}_float32", ir.DataType.FLOAT, value.shape)
+            nodes.append(ir.node("Cast", [value], {"to": wide.dtype}, outputs=[wide]))
+            value = wide
+        graph_outputs.append(value)
+    graph = ir.Graph(graph_inputs, graph_outputs, nodes=nodes, opset_imports={"": opset, DOMAIN: 1}, name=case.name)
+    return ir.Model(graph, ir_version=10)
+
+
+def feed(case: Case) -> dict[str, np.ndarray]:
+    """The inputs of `single_node_model`."""
+    return {
+        f"{name}_float32" if array.dtype == DTYPES["bfloat16"] else name: (
+            array.astype(np.float32) if array.dtype == DTYPES["bfloat16"] else array
+        )
+        for name, array in case.arrays().items()
+        if array is not None
+    }

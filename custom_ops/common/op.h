@@ -1,0 +1,5 @@
+// All that the adapter of an operator includes.
+#pragma once
+
+#include "common/registry.h"
+#include "common/simd_target.h"

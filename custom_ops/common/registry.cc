@@ -1,0 +1,151 @@
+#include "common/registry.h"
+
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "common/simd_target.h"
+
+namespace onnxfuse {
+
+ort::Api ort::api;
+
+const Op*& Op::first() {
+  static const Op* first = nullptr;
+  return first;
+}
+
+void set_description(Op& op) {
+  op.GetName = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->name; };
+  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  op.GetInputTypeCount = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->input_count; };
+  op.GetOutputTypeCount = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->output_count; };
+  op.GetInputType = [](const ort::CustomOp* self, size_t i) {
+    return static_cast<int>(static_cast<const Op*>(self)->inputs[i].dtype);
+  };
+  op.GetOutputType = [](const ort::CustomOp* self, size_t i) {
+    return static_cast<int>(static_cast<const Op*>(self)->outputs[i].dtype);
+  };
+  op.GetInputCharacteristic = [](const ort::CustomOp* self, size_t i) {
+    return static_cast<const Op*>(self)->inputs[i].characteristic;
+  };
+  op.GetOutputCharacteristic = [](const ort::CustomOp* self, size_t i) {
+    return static_cast<const Op*>(self)->outputs[i].characteristic;
+  };
+  op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kMemoryDefault; };
+  op.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 1; };
+  op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
+  op.GetEndVersion = [](const ort::CustomOp*) { return 1; };
+}
+
+std::string error_text(const Op& op, const std::string& node, const char* message, const Context* context) {
+  std::ostringstream text;
+  text << "onnxfuse." << op.name;
+  if (!node.empty()) text << " (node " << node << ")";
+  text << ": " << message;
+  if (context == nullptr) return text.str();
+  text << "; inputs:";
+  for (size_t i = 0; i < op.input_count; ++i) {
+    const AnyTensor input = context->input(i);
+    if (input.present) text << ' ' << op.inputs[i].name << ' ' << dtype_name(input.dtype) << input.shape;
+  }
+  return text.str();
+}
+
+OrtStatus* error_status(const std::string& text) {
+  return ort::api.CreateStatus(ort::kErrorInvalidArgument, text.c_str());
+}
+
+namespace {
+
+constexpr const char* kOpsKey = "onnxfuse.ops";
+
+ort::Api read_table(const ort::ApiBase& base, void* const* table) {
+  ort::Api api;
+#define ONNXFUSE_READ_SLOT(position, name, ...) api.name = reinterpret_cast<decltype(api.name)>(table[position]);
+  ONNXFUSE_ORT_SLOTS(ONNXFUSE_READ_SLOT)
+  if (base.GetApi(ort::kApiVersionWithShapeData) != nullptr) {
+    ONNXFUSE_ORT_SLOTS_API_24(ONNXFUSE_READ_SLOT)
+  }
+#undef ONNXFUSE_READ_SLOT
+  return api;
+}
+
+std::set<std::string> registered_names() {
+  std::set<std::string> names;
+  for (const Op* op = Op::first(); op != nullptr; op = op->next) names.insert(op->name);
+  return names;
+}
+
+// The operators that the session asks for: those of its configuration entry "onnxfuse.ops", or all.
+std::set<std::string> wanted_names(const OrtSessionOptions* options) {
+  const std::set<std::string> known = registered_names();
+  int has_entry = 0;
+  check(ort::api.HasSessionConfigEntry(options, kOpsKey, &has_entry));
+  if (!has_entry) return known;
+
+  size_t size = 0;
+  check(ort::api.GetSessionConfigEntry(options, kOpsKey, nullptr, &size));
+  std::string entry(size, '\0');
+  check(ort::api.GetSessionConfigEntry(options, kOpsKey, entry.data(), &size));
+  entry.resize(size - 1);  // the terminating zero
+
+  std::set<std::string> wanted;
+  std::istringstream names(entry);
+  for (std::string name; std::getline(names, name, ',');) {
+    if (known.count(name) == 0) {
+      std::string all;
+      for (const std::string& other : known) all += (all.empty() ? "" : ", ") + other;
+      fail("session config entry ", kOpsKey, " names the operator '", name, "'; this library has ", all);
+    }
+    wanted.insert(name);
+  }
+  return wanted;
+}
+
+// The domain holding the `wanted` operators. The runtime keeps pointers to it, so it lives as long as the library.
+OrtCustomOpDomain* domain_of(const std::set<std::string>& wanted) {
+  static std::mutex mutex;
+  static std::map<std::set<std::string>, OrtCustomOpDomain*> domains;
+  const std::lock_guard<std::mutex> lock(mutex);
+  OrtCustomOpDomain*& domain = domains[wanted];
+  if (domain != nullptr) return domain;
+  OrtCustomOpDomain* made = nullptr;
+  check(ort::api.CreateCustomOpDomain("onnxfuse", &made));
+  for (const Op* op = Op::first(); op != nullptr; op = op->next) {
+    if (wanted.count(op->name) != 0) check(ort::api.CustomOpDomain_Add(made, op));
+  }
+  return domain = made;
+}
+
+}  // namespace
+}  // namespace onnxfuse
+
+// The entry point that ONNX Runtime calls when a session registers the library.
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                                                               const onnxfuse::ort::ApiBase* base) {
+  using namespace onnxfuse;
+  void* const* table = base->GetApi(ort::kApiVersion);
+  if (table == nullptr) {
+    const std::string text =
+        std::string("onnxfuse needs ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString() + "; upgrade it";
+    using CreateStatus = OrtStatus* (*)(int, const char*);
+    return reinterpret_cast<CreateStatus>(base->GetApi(1)[0])(ort::kErrorFail, text.c_str());
+  }
+  static const bool table_was_read = [&] {
+    ort::api = read_table(*base, table);
+    return true;
+  }();
+  static_cast<void>(table_was_read);
+  try {
+    simd_target();  // a bad ONNXFUSE_SIMD is reported here, not at the first run
+    const std::set<std::string> wanted = wanted_names(options);
+    if (!wanted.empty()) check(ort::api.AddCustomOpDomain(options, domain_of(wanted)));
+    return nullptr;
+  } catch (const std::exception& error) {
+    return error_status(error.what());
+  }
+}

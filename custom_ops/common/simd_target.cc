@@ -1,0 +1,51 @@
+#include "common/simd_target.h"
+
+#include <cstdlib>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "common/error.h"
+
+namespace onnxfuse {
+namespace {
+
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+
+SimdTarget best_target() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);  // no builtin name for it in old clang
+  if (f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return avx512 ? SimdTarget::kAvx512 : SimdTarget::kAvx2;
+  }
+#endif
+  return SimdTarget::kScalar;
+}
+
+SimdTarget chosen_target() {
+  const SimdTarget best = best_target();
+  const char* asked = std::getenv("ONNXFUSE_SIMD");
+  if (asked == nullptr || *asked == '\0') return best;
+  for (int i = 0; i < 3; ++i) {
+    if (std::string(asked) != kNames[i]) continue;
+    require(i <= static_cast<int>(best), "ONNXFUSE_SIMD is ", asked, ", but this machine only has ",
+            kNames[static_cast<int>(best)], "; unset it or take a lower one");
+    return static_cast<SimdTarget>(i);
+  }
+  fail("ONNXFUSE_SIMD is '", asked, "', expected scalar, avx2 or avx512");
+}
+
+}  // namespace
+
+SimdTarget simd_target() {
+  static const SimdTarget target = chosen_target();
+  return target;
+}
+
+}  // namespace onnxfuse

@@ -1,0 +1,32 @@
+// The instruction set that the kernels use, chosen once when the library is first registered.
+#pragma once
+
+namespace onnxfuse {
+
+enum class SimdTarget { kScalar, kAvx2, kAvx512 };
+
+// The best target of this machine, or the lower one that the environment variable ONNXFUSE_SIMD
+// (scalar, avx2 or avx512) asks for. Throws if the variable names no target or one that the machine lacks.
+SimdTarget simd_target();
+
+// Picks the instance of a kernel for the target: ONNXFUSE_KERNEL(rms_norm_rows<float, float>) is a function pointer.
+#if defined(__x86_64__)
+#define ONNXFUSE_KERNEL(...) ::onnxfuse::pick(&scalar::__VA_ARGS__, &avx2::__VA_ARGS__, &avx512::__VA_ARGS__)
+
+template <class Function>
+Function* pick(Function* scalar, Function* avx2, Function* avx512) {
+  switch (simd_target()) {
+    case SimdTarget::kAvx512:
+      return avx512;
+    case SimdTarget::kAvx2:
+      return avx2;
+    case SimdTarget::kScalar:
+      break;
+  }
+  return scalar;
+}
+#else
+#define ONNXFUSE_KERNEL(...) (&scalar::__VA_ARGS__)
+#endif
+
+}  // namespace onnxfuse

@@ -1,0 +1,66 @@
+// Vec of 16 floats with AVX-512 F, BW, DQ and VL. The operations mean what vec_scalar.h says. Included by
+// each_target.h.
+
+inline constexpr int64_t kLanes = 16;
+
+struct Vec {
+  __m512 v;
+};
+struct Mask {
+  __mmask16 v;
+};
+
+ONNXFUSE_INLINE Vec splat(float x) { return {_mm512_set1_ps(x)}; }
+ONNXFUSE_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+ONNXFUSE_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+ONNXFUSE_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+ONNXFUSE_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+ONNXFUSE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+ONNXFUSE_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+ONNXFUSE_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+ONNXFUSE_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+ONNXFUSE_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+ONNXFUSE_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+ONNXFUSE_INLINE Mask less(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+ONNXFUSE_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
+ONNXFUSE_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+ONNXFUSE_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
+ONNXFUSE_INLINE Vec scale_by_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+ONNXFUSE_INLINE Vec widen(__m256i bits, Half) { return {_mm512_cvtph_ps(bits)}; }
+ONNXFUSE_INLINE Vec widen(__m256i bits, BFloat16) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+ONNXFUSE_INLINE __m256i narrow(Vec a, Half) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
+ONNXFUSE_INLINE __m256i narrow(Vec a, BFloat16) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(quiet, 16));
+}
+
+ONNXFUSE_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+ONNXFUSE_INLINE Vec load(const float* p, All = {}) { return {_mm512_loadu_ps(p)}; }
+ONNXFUSE_INLINE Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+ONNXFUSE_INLINE void store(float* p, Vec a, All = {}) { _mm512_storeu_ps(p, a.v); }
+ONNXFUSE_INLINE void store(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+
+template <typename T>
+ONNXFUSE_INLINE Vec load(const T* p, All = {}) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T{});
+}
+template <typename T>
+ONNXFUSE_INLINE Vec load(const T* p, int64_t n) {
+  return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p), T{});
+}
+template <typename T>
+ONNXFUSE_INLINE void store(T* p, Vec a, All = {}) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a, T{}));
+}
+template <typename T>
+ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a, T{}));
+}

@@ -1,0 +1,53 @@
+// Vec of one float: the target that every machine has, and the plainest statement of what the operations mean.
+// Included by each_target.h.
+
+inline constexpr int64_t kLanes = 1;
+
+struct Vec {
+  float v;
+};
+struct Mask {
+  bool v;
+};
+
+ONNXFUSE_INLINE Vec splat(float x) { return {x}; }
+ONNXFUSE_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+ONNXFUSE_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+ONNXFUSE_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+ONNXFUSE_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+ONNXFUSE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }  // a * b + c
+ONNXFUSE_INLINE Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }   // b if either is a NaN
+ONNXFUSE_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }   // b if either is a NaN
+ONNXFUSE_INLINE Vec sqrt(Vec a) { return {__builtin_sqrtf(a.v)}; }
+ONNXFUSE_INLINE Vec abs(Vec a) { return {__builtin_fabsf(a.v)}; }
+ONNXFUSE_INLINE Vec round(Vec a) { return {__builtin_nearbyintf(a.v)}; }  // to the nearest integer, ties to even
+ONNXFUSE_INLINE Mask less(Vec a, Vec b) { return {a.v < b.v}; }
+ONNXFUSE_INLINE Vec select(Mask m, Vec a, Vec b) { return m.v ? a : b; }  // a where m holds, else b
+ONNXFUSE_INLINE float sum(Vec a) { return a.v; }                          // over the lanes
+ONNXFUSE_INLINE float largest(Vec a) { return a.v; }                      // over the lanes
+
+// a * 2^n for integers -252 <= n <= 254, rounded once; n is given as floats.
+ONNXFUSE_INLINE Vec scale_by_power_of_two(Vec a, Vec n) {
+  const int32_t whole = static_cast<int32_t>(n.v), half = whole >> 1;
+  const auto power = [](int32_t e) { return bit_cast<float>(static_cast<uint32_t>(e + 127) << 23); };
+  return {a.v * power(half) * power(whole - half)};
+}
+
+// Loads convert to float, stores round to the nearest. With a count n <= kLanes only n elements are touched and the
+// other lanes load as 0.
+template <typename T>
+ONNXFUSE_INLINE Vec load(const T* p, All = {}) {
+  return {to_float(*p)};
+}
+template <typename T>
+ONNXFUSE_INLINE Vec load(const T* p, int64_t n) {
+  return {n > 0 ? to_float(*p) : 0.0f};
+}
+template <typename T>
+ONNXFUSE_INLINE void store(T* p, Vec a, All = {}) {
+  *p = from_float<T>(a.v);
+}
+template <typename T>
+ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
+  if (n > 0) *p = from_float<T>(a.v);
+}
