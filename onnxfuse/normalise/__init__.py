@@ -1,6 +1,6 @@
 """Normalisation: exporter noise goes away before any pattern is tried, so that one pattern covers many spellings.
 
-    functions inlined -> constants lifted -> every node simplified, producers first -> duplicates merged -> dead code out
+    functions inlined -> constants lifted -> nodes simplified, producers first -> duplicates merged -> dead code out
 
 Each simplification keeps every value: it removes what does nothing (simplify.py), computes what is constant
 (constants.py), takes the branch of an If that is always taken (branches.py).

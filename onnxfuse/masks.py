@@ -1,0 +1,219 @@
+"""Attention masks by meaning: what a mask lets through is compared with closed forms on several sizes.
+
+A mask is added to the scores (0 where a key is visible, very negative where it is not) or is boolean (True where
+visible). The closed forms: every key; causal, aligned to the last key; a sliding window; a padding mask [B, L] that is
+an input of the model; and their conjunctions. Query rows that see no key at all are left out: exporters disagree on
+them, and no one reads them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfuse import dims
+from onnxfuse.dims import Size
+from onnxfuse.evaluation import Cone, cone
+from onnxfuse.facts import Facts
+
+HIDDEN = -9999.0  # added to a score, this or less leaves a weight of exactly zero in float32 beside any visible key
+SETTINGS = 6  # random sizes tried
+STATIC_RUNS = 3  # paddings tried where the model leaves no size open
+LARGEST = 8192  # sizes up to which a constant in the mask's subgraph is taken for a possible window
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a recognised mask lets through."""
+
+    causal: bool = False
+    window: int = 0
+    padding: ir.Value | None = None
+
+    def __and__(self, other: Mask) -> Mask | None:
+        """Both masks together, None where one operator cannot say it."""
+        if self.padding is not None and other.padding is not None and self.padding is not other.padding:
+            return None
+        windows = [w for w in (self.window, other.window) if w]
+        return Mask(self.causal or other.causal, min(windows, default=0), self.padding or other.padding)
+
+    def visible(self, batch: int, queries: int, keys: int, padding: np.ndarray | None) -> np.ndarray:
+        """The closed form: [B, S, L] bool."""
+        offset = np.arange(keys)[None, :] - np.arange(queries)[:, None] - (keys - queries)
+        seen = np.ones((queries, keys), dtype=bool)
+        if self.causal:
+            seen &= offset <= 0
+        if self.window:
+            seen &= offset > -self.window
+        seen = np.broadcast_to(seen, (batch, queries, keys))
+        return seen if padding is None else seen & (padding != 0)[:, None, :]
+
+
+def recognise(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> Mask | None:
+    """The closed form of `mask` [B|1, N|1, S|1, L] (or fewer leading axes), or None: then it is passed on as it is.
+
+    `sizes` are B, S and L of the scores that it is added to.
+    """
+    if mask.is_graph_input():
+        return None
+    behind = cone(mask, facts)
+    if behind is None or any(not _is_index_like(i, facts) for i in behind.inputs):
+        return None
+    paddings = [i for i in behind.inputs if facts.rank(i) == 2]
+    for padding in (*paddings, None):
+        found = _fit(_Trial(behind, *sizes, padding, facts))
+        if found is not None:
+            return found
+    return None
+
+
+def _is_index_like(value: ir.Value, facts: Facts) -> bool:
+    """A mask may depend on token ids, positions and 0/1 masks, all of rank 1 or 2, not on activations."""
+    return facts.rank(value) in (0, 1, 2)
+
+
+@dataclass
+class _Trial:
+    """Runs a mask's subgraph on sizes, with `padding` fed as a 0/1 mask."""
+
+    behind: Cone
+    batch: Size
+    queries: Size
+    keys: Size
+    padding: ir.Value | None
+    facts: Facts
+
+    def settings(self) -> Iterator[dict[str, int]]:
+        """Assignments of all sizes: small random ones, an empty past, and one beyond every possible window."""
+        free = self.behind.symbols() | dims.symbols(self.batch) | dims.symbols(self.queries) | dims.symbols(self.keys)
+        names = sorted(free - set(self._tied()))
+        if not names:
+            yield from [self._with_tied({})] * STATIC_RUNS
+            return
+        draw = random.Random(0)
+        past_only = [n for n in names if n in dims.symbols(self.keys) - dims.symbols(self.queries)]
+        small = [{n: draw.choice((1, 2, 3, 4, 5, 6, 7)) for n in names} for _ in range(SETTINGS)]
+        settings = [*small, {**small[0], **dict.fromkeys(past_only, 0)}]
+        open_names = past_only or sorted(dims.symbols(self.queries) & set(names))
+        for size in sorted(self._candidate_windows()):
+            if open_names:
+                large = {n: 2 for n in names if n not in open_names}
+                settings.append({**large, **dict.fromkeys(open_names, size + 3)})
+        for sizes in settings:
+            yield self._with_tied(sizes)
+
+    def _tied(self) -> dict[str, Size]:
+        """The padding mask's own symbols: exporters name them apart, but its rows are B and its length is L."""
+        if self.padding is None:
+            return {}
+        scores = dims.symbols(self.batch) | dims.symbols(self.queries) | dims.symbols(self.keys)
+        own = zip(self.facts.shape(self.padding), (self.batch, self.keys), strict=True)
+        return {name: size for dim, size in own for name in dims.symbols(dim) - scores}
+
+    def _with_tied(self, sizes: dict[str, int]) -> dict[str, int]:
+        return {**sizes, **{name: dims.evaluate(size, sizes) for name, size in self._tied().items()}}
+
+    def _candidate_windows(self) -> set[int]:
+        """Integers written in the subgraph: one of them may be a window, to be seen only beyond that size."""
+        found: set[int] = set()
+        for value in self.behind.constants:
+            constant = self.facts.constant(value)
+            if constant is not None and constant.dtype.kind in "iuf":
+                entries = np.abs(constant.astype(np.float64).reshape(-1))
+                found.update(int(e) for e in entries if 7 < e <= LARGEST and e == int(e))
+        return found
+
+    def run(self, sizes: Mapping[str, int], seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The mask [B, N, S, L] as booleans (True: visible), and the padding that was fed."""
+        draw = np.random.default_rng(seed)
+        feeds, padding = {}, None
+        for value in self.behind.inputs:
+            shape = tuple(dims.evaluate(s, sizes) for s in self.facts.shape(value))
+            dtype = self.facts.dtype(value).numpy()
+            if value is self.padding:
+                padding = _random_padding(shape, draw)
+                feeds[value.name] = padding.astype(dtype)
+            else:
+                feeds[value.name] = draw.integers(0, 5, size=shape).astype(dtype)
+        return visibility(self.behind.run(sizes, feeds)), padding
+
+
+def _random_padding(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
+    """Rows padded on the left, on the right, with holes, or not at all; each row keeps one entry."""
+    rows, length = shape
+    mask = np.ones(shape, dtype=np.int64)
+    for row in range(rows):
+        kind, cut = draw.integers(0, 4), int(draw.integers(0, max(length, 1)))
+        if kind == 0:
+            mask[row, :cut] = 0
+        elif kind == 1:
+            mask[row, length - cut :] = 0
+        elif kind == 2:
+            mask[row] = draw.integers(0, 2, size=length)
+            mask[row, cut : cut + 1] = 1
+    return mask
+
+
+def visibility(mask: np.ndarray) -> np.ndarray:
+    """A mask as booleans. Raises ValueError for one that does more than hide keys."""
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape) if mask.ndim < 4 else mask
+    if mask.dtype == bool:
+        return mask
+    if not ((mask == 0) | (mask <= HIDDEN)).all():
+        raise ValueError("the mask adds values that neither hide a key nor leave it alone")
+    return mask == 0
+
+
+def _fit(trial: _Trial) -> Mask | None:
+    """The closed form that agrees with the subgraph on all settings."""
+    found: Mask | None = None
+    runs = 0
+    candidates: list[Mask] | None = None
+    for seed, sizes in enumerate(trial.settings()):
+        try:
+            queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
+            seen, padding = trial.run(sizes, seed)
+        except KeyError:
+            return None  # a size that cannot be chosen
+        except RuntimeError:
+            continue  # these sizes do not fit together
+        except ValueError:
+            return None
+        if seen.shape[2] not in (1, queries) or seen.shape[3] not in (1, keys):
+            return None
+        batch = max(seen.shape[0], 1 if padding is None else padding.shape[0])
+        if padding is not None and (padding.shape[1] != keys or seen.shape[0] not in (1, padding.shape[0])):
+            return None
+        seen = np.broadcast_to(seen, (batch, seen.shape[1], queries, keys))
+        runs += 1
+        if candidates is None:
+            candidates = _candidates(trial)
+        candidates = [c for c in candidates if _agrees(c, seen, padding)]
+        if not candidates:
+            return None
+    if runs < 3 and not _static(trial):
+        return None
+    if candidates:
+        found = candidates[0]
+    return found
+
+
+def _candidates(trial: _Trial) -> list[Mask]:
+    """Closed forms, the most general first: with a window only one that some size exceeded can be told apart."""
+    windows = [0, *range(1, 8), *sorted(trial._candidate_windows() | {w + 1 for w in trial._candidate_windows()})]
+    return [Mask(causal, w, trial.padding) for w in windows for causal in (False, True)]
+
+
+def _agrees(candidate: Mask, seen: np.ndarray, padding: np.ndarray | None) -> bool:
+    batch, _, queries, keys = seen.shape
+    expected = candidate.visible(batch, queries, keys, padding)
+    readable = expected.any(axis=-1)  # a row that sees nothing is undefined
+    return bool((seen == expected[:, None]).transpose(0, 2, 1, 3)[readable].all())
+
+
+def _static(trial: _Trial) -> bool:
+    return isinstance(trial.queries, int) and isinstance(trial.keys, int)
