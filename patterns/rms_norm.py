@@ -1,0 +1,70 @@
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    x --(Cast f32)--+-- square -- mean -- + eps -- sqrt --+
+                    +------------------ / ----------------+--(Cast back)-- * weight --(Cast)-- y
+
+x: [..., D] float16|bfloat16|float32; weight: [D] same dtype or float32; eps: a constant, in units of x squared.
+Seen in: Llama, Mistral, Qwen, Gemma exports of every opset; as ai.onnx RMSNormalization (opset 23) and as ONNX
+Runtime's SimplifiedLayerNormalization. Paper: Zhang & Sennrich 2019, arXiv:1910.07467.
+Numerics: sums in float32 and one rounding to the result's dtype, where the graph rounds up to three times.
+Refuses: eps computed at run time or of more than one element; a weight that differs along other axes.
+"""
+
+import math
+
+from onnxfuse.dsl import Refuse, any_of, attr, fusion, maybe, op, scalar, tensor
+
+
+def mean_of_squares(h):
+    """mean(h^2) over the last axis, kept as an axis of size one."""
+    square = h**2 | h * h
+    return op.ReduceMean(square, axes=[-1], keepdims=1)
+
+
+@fusion(stage="norm", op="RMSNorm", tolerance={"float32": 4e-6, "float16": 4e-3, "bfloat16": 3e-2})
+def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar()):
+    """RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight."""
+    h = maybe.Cast(x)
+    variance = mean_of_squares(h) + eps
+    rms = op.Sqrt(variance) | variance**0.5
+    normalised = any_of(h / rms, h * op.Reciprocal(rms), h * (1 / rms), h * variance ** (-0.5))
+    return maybe.Cast(normalised) * maybe.Cast(weight)
+
+
+@fusion(stage="norm", op="RMSNorm")
+def standard_rms_norm(x=tensor("... D"), weight=tensor("D")):
+    """RMSNorm already written as ai.onnx RMSNormalization or as ONNX Runtime's SimplifiedLayerNormalization."""
+    names = op.any("RMSNormalization") 
+    return names(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
+
+
+@rms_norm.check
+def supported(m):
+    yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; kernels exist for {m.FLOATS}"
+    yield m.weight.dtype in m.FLOATS, "weight is {m.weight.dtype}; kernels exist for {m.FLOATS}"
+    yield m.eps >= 0 and math.isfinite(m.eps), "eps is {m.eps}; expected a finite number >= 0"
+
+
+@rms_norm.rewrite
+def fused(new, m):
+    return normed(new, m, m.eps)
+
+
+@standard_rms_norm.rewrite
+def fused_standard(new, m):
+    return normed(new, m, m.epsilon)
+
+
+def normed(new, m, epsilon):
+    """The operator, with Casts where the graph mixes dtypes: it gives x's dtype and takes weights of that or float32."""
+    result = m.facts.dtype(m.outputs[0])
+    if result is None:
+        raise Refuse("the result's dtype is unknown")
+    x, weight = m.x.value, m.weight.value
+    if m.x.dtype != "float32" and result != m.facts.dtype(x):
+        x = new.onnx.Cast(x, to="float32")  # the graph went on in a wider dtype than x's
+    wide = m.x.dtype == "float32" or x is not m.x.value
+    if wide and m.weight.dtype != "float32":
+        weight = new.onnx.Cast(weight, to="float32")
+    y = new.RMSNorm(x, weight, epsilon=epsilon)
+    return y if not wide or result.name == "FLOAT" else new.onnx.Cast(y, to=int(result))
