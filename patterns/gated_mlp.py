@@ -11,7 +11,6 @@ Refuses: quantised weights (their products stay, SwiGLU still fuses); a projecti
 
 import math
 
-from onnxfuse.custom_ops.packing import PANEL, pack_lazily
 from onnxfuse.dsl import any_of, constant, fusion, one_of, op, tensor
 
 own = op.ns("onnxfuse")
@@ -69,15 +68,7 @@ def supported(m):
 
 @gated_mlp.rewrite
 def fused(new, m):
-    weights = [packed(new, w) for w in (m.gate_weight, m.up_weight, m.down_weight)]
     biases = [m.gate_bias, m.up_bias, m.down_bias]
     while biases and biases[-1] is None:
         biases.pop()
-    return new.GatedMLP(m.x, *weights, *biases, activation=m.activation)
-
-
-def packed(new, weight):
-    """The weight in the order in which the CPU kernel reads it, if its columns fill whole panels."""
-    if new.target != "cpu" or weight.shape[1] % PANEL:
-        return weight
-    return new.constant(pack_lazily(weight.facts.tensor(weight.value)), f"{weight.value.name}/packed")
+    return new.GatedMLP(m.x, m.gate_weight, m.up_weight, m.down_weight, *biases, activation=m.activation)

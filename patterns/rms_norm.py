@@ -34,8 +34,7 @@ def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar()):
 @fusion(stage="norm", op="RMSNorm")
 def standard_rms_norm(x=tensor("... D"), weight=tensor("D")):
     """RMSNorm already written as ai.onnx RMSNormalization or as ONNX Runtime's SimplifiedLayerNormalization."""
-    names = op.any("RMSNormalization") 
-    return names(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
+    return op.RMSNormalization(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
 
 
 @rms_norm.check

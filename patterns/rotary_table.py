@@ -45,6 +45,8 @@ def outer_product(m):
     shape = m.frequencies.shape
     yield shape is not None and sum(s != 1 for s in shape) <= 1, "inv_freq is {m.frequencies}: more than one axis"
     yield m.frequencies.constant is not None, "inv_freq is {m.frequencies}: too large to be one"
+    expected = (*m.positions.shape, 2 * m.frequencies.constant.size)
+    yield m.facts.shape(m.outputs[0]) == expected, f"the table is {m.facts.shape(m.outputs[0])}, expected {expected}"
 
 
 @rotary_table.rewrite
