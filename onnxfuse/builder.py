@@ -53,6 +53,8 @@ class Builder:
 
         def build(*inputs: object, outputs: int = 1, **attributes: object) -> ir.Value | tuple[ir.Value, ...]:
             given = {name: value for name, value in attributes.items() if value is not None}
+            while inputs and inputs[-1] is None:
+                inputs = inputs[:-1]
             node = ir.Node(
                 self._domain,
                 op_type,

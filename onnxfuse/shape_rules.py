@@ -683,4 +683,4 @@ def attention(call: Call) -> Sequence[Fact]:
     else:
         past = call[past_index].shape[2] if call.has(past_index) and call[past_index].shape else 0
         facts += [Fact(call[1].dtype, (*s[:2], past + s[2], s[3])) for s in (k4, v4)]
-    return (facts + [Fact(call[0].dtype)])[: len(call.node.outputs)]
+    return [*facts, Fact(call[0].dtype)][: len(call.node.outputs)]

@@ -66,6 +66,14 @@ def guarded(weights):
     return op.Where(op.IsNaN(weights), 0.0, weights) | weights
 
 
+def merges_heads(value, facts):
+    """Whether the Reshape takes [B, S, N, E] to [B, S, N*E]."""
+    rows, out = facts.shape(value.producer().inputs[0]), facts.shape(value)
+    if rows is None or out is None:
+        return False
+    return len(out) == 3 and out == (rows[0], rows[1], rows[2] * rows[3])
+
+
 @fusion(stage="attention", op="Attention", tolerance={"float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2})
 def attention(
     q=tensor("B N S D"),
@@ -111,14 +119,6 @@ def attention(
     return any_of(merged, rows, context), keys, values
 
 
-def merges_heads(value, facts):
-    """Whether the Reshape takes [B, S, N, E] to [B, S, N*E]."""
-    rows, out = facts.shape(value.producer().inputs[0]), facts.shape(value)
-    if rows is None or out is None:
-        return False
-    return len(out) == 3 and out == (rows[0], rows[1], rows[2] * rows[3])
-
-
 @attention.check
 def supported(m):
     yield m.facts.shape(m.outputs[0]) is not None, "the shape of the result is unknown"
@@ -127,18 +127,21 @@ def supported(m):
     yield m.N % m.K == 0, "{m.N} query heads do not divide into groups for {m.K} key heads"
     query = m.q or m.q_rows
     yield query.dtype in m.FLOATS, f"q is {query}; kernels exist for {m.FLOATS}"
-    yield m.cap_factor is None or abs(m.cap * m.cap_factor - 1) < 1e-5, "the soft cap scales by {m.cap} and {m.cap_factor}"
+    yield (
+        m.cap_factor is None or abs(m.cap * m.cap_factor - 1) < 1e-5,
+        "the soft cap scales by {m.cap} and {m.cap_factor}",
+    )
     yield m.hidden is None or m.hidden <= masks.HIDDEN, "hidden scores become {m.hidden}, which still counts"
     yield (m.past_key is None) == (m.past_value is None), "only one of key and value has a past"
     for given in (m.mask, m.second_mask, m.visible):
-        yield given is None or given.rank is not None and given.rank <= 4, f"the mask is {given}"
+        yield given is None or (given.rank is not None and given.rank <= 4), f"the mask is {given}"
 
 
 @attention.rewrite
 def fused(new, m):
-    q = rows3(new, m.q, m.q_rows, m.N * m.D)
-    k = rows3(new, m.k, m.k_rows, m.K * m.D)
-    v = rows3(new, m.v, m.v_rows, m.K * m.E)
+    q = flat_rows(new, m.q, m.q_rows, m.N * m.D)
+    k = flat_rows(new, m.k, m.k_rows, m.K * m.D)
+    v = flat_rows(new, m.v, m.v_rows, m.K * m.E)
     closed, bias = understood(new, m)
     wants_present = m.past_key is not None or any(read_elsewhere(value, m) for value in m.outputs[1:])
     results = new.Attention(
@@ -161,7 +164,7 @@ def fused(new, m):
     return laid_out(new, m, y), *(present or (None, None))
 
 
-def rows3(new, first, rows, width):
+def flat_rows(new, first, rows, width):
     """The captured tensor as [B, S, N*D]."""
     value = new.onnx.Transpose(first, perm=HEADS_FIRST) if first is not None else rows.value
     return new.onnx.Reshape(value, np.array([0, 0, width]))
@@ -214,9 +217,8 @@ def understood(new, m):
 
 def scores_shape(m):
     """B, S and L of the scores."""
-    query, keys = (m.q or m.q_rows).shape, m.facts.shape(m.outputs[1])
-    length = keys[2] if keys[1] == m.K or m.outputs[1] not in m.inputs else keys[1]
-    return query[0], query[2] if m.q is not None else query[1], length
+    query, keys = m.facts.shape((m.q or m.q_rows).value), m.facts.shape(m.outputs[1])
+    return query[0], query[2] if m.q is not None else query[1], keys[2]
 
 
 def additive(new, captured):

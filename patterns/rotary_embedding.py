@@ -10,7 +10,9 @@ Paper: Su et al. 2021, arXiv:2104.09864. Numerics: products and sum in float32, 
 Refuses: another sign or order of the halves, a table that doesn't have one row a position.
 """
 
-from onnxfuse.dsl import Refuse, any_of, fusion, maybe, op, scalar, tensor
+import numpy as np
+
+from onnxfuse.dsl import Refuse, any_of, fusion, op, scalar, tensor
 
 
 def halves(x, half, end):
@@ -102,9 +104,9 @@ def rotated(new, m, interleaved):
     cos, sin = (table(new, t, axis) for t in (m.cos, m.sin))
     if axis == 1:
         x = new.onnx.Transpose(x, perm=[0, 2, 1, 3])
-    flat = new.onnx.Reshape(x, new.shape(0, 0, heads * m.D))
+    flat = new.onnx.Reshape(x, np.array([0, 0, heads * m.D]))
     y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved)
-    y = new.onnx.Reshape(y, new.shape(0, 0, heads, m.D))
+    y = new.onnx.Reshape(y, np.array([0, 0, heads, m.D]))
     return new.onnx.Transpose(y, perm=[0, 2, 1, 3]) if axis == 1 else y
 
 
@@ -119,7 +121,7 @@ def table(new, captured, axis):
     if inner is not None and inner.op_type == "Unsqueeze" and facts.content(inner.inputs[1]) in ([axis], [axis - 4]):
         value = inner.inputs[0]
     else:
-        value = new.onnx.Squeeze(value, new.axes(axis))
+        value = new.onnx.Squeeze(value, np.array([axis]))
     source = value.producer()
     if source is not None and source.op_type == "Cast" and str(facts.dtype(source.inputs[0])) == "FLOAT":
         source = source.inputs[0].producer()  # the kernel takes float32 tables beside any x

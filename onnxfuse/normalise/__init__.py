@@ -23,11 +23,20 @@ def normalise(model: ir.Model) -> Facts:
     passes.InlinePass(criteria=lambda function: function.domain != "onnxfuse")(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     facts = Facts(model)
-    sweep(model.graph, facts)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.DeduplicateInitializersPass(size_limit=SHARED_CONSTANT)(model)
-    passes.CommonSubexpressionEliminationPass()(model)
+    _simplified(model, facts, canonical=True)
     return facts
 
 
-__all__ = ["normalise"]
+def tidy(model: ir.Model, facts: Facts) -> None:
+    """Simplify what the fusions left: the layout changes around a fused operator cancel against its neighbours'."""
+    _simplified(model, facts, canonical=False)
+
+
+def _simplified(model: ir.Model, facts: Facts, *, canonical: bool) -> None:
+    sweep(model.graph, facts, canonical=canonical)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.DeduplicateInitializersPass(size_limit=SHARED_CONSTANT)(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+
+
+__all__ = ["normalise", "tidy"]

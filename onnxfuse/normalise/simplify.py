@@ -17,6 +17,8 @@ _LOSSLESS = {
     ir.DataType.BOOL: {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.FLOAT16},
 }
 
+TURNED_KEYS = [0, 2, 3, 1]
+
 
 def _same_shape(a: ir.Value, b: ir.Value, site: Site) -> bool:
     shape = site.facts.shape(a)
@@ -128,7 +130,18 @@ def transpose(node: ir.Node, site: Site) -> ir.Value | None:
     if inner is None:
         return None
     first = _attr(inner, "perm") or list(range(len(perm)))[::-1]
-    return site.op("Transpose", inner.inputs[0], perm=[first[p] for p in perm])
+    composed = [first[p] for p in perm]
+    if composed == TURNED_KEYS and site.canonical:
+        return None
+    return site.op("Transpose", inner.inputs[0], perm=composed)
+
+
+@simplifies("Transpose")
+def turned_keys(node: ir.Node, site: Site) -> ir.Value | None:
+    """Keys [B, L, K, D] to [B, K, D, L] in one step, written in the two steps that the attention pattern describes."""
+    if not site.canonical or list(_attr(node, "perm") or ()) != TURNED_KEYS:
+        return None
+    return site.op("Transpose", site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2])
 
 
 def _reshape_target(source: Shape, shape: Shape) -> list[int] | None:

@@ -31,8 +31,9 @@ def simplifies(*op_types: str) -> Callable[[Rule], Rule]:
 class Site:
     """Where a rule stands: what is known about values, and the means to build new ones in front of `node`."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, canonical: bool) -> None:
         self.facts = facts
+        self.canonical = canonical  # whether patterns are matched afterwards
         self.node: ir.Node | None = None
         self.queue: list[ir.Node] = []  # nodes that a rule put in front of the current one
         self._constants: dict[tuple, ir.Value] = {}
@@ -76,12 +77,15 @@ class Site:
         return node.outputs[0]
 
 
-def sweep(graph: ir.Graph, facts: Facts) -> None:
-    """Simplify every node of `graph` and of its subgraphs in place."""
+def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
+    """Simplify every node of `graph` and of its subgraphs in place.
+
+    `canonical`: in the form that patterns expect, even where that takes a node more.
+    """
     # the rules register themselves when their modules are imported
     from onnxfuse.normalise import branches, constants, simplify  # noqa: F401
 
-    _sweep(graph, Site(facts))
+    _sweep(graph, Site(facts, canonical))
 
 
 def _sweep(graph: ir.Graph, site: Site) -> None:
