@@ -27,7 +27,8 @@ Values
     A plain function that returns a pattern is a reusable fragment. A tuple is returned for several outputs.
 Operators
     `op.Softmax(x, axis=-1)`; `op.ns("com.microsoft").QuickGelu(x, alpha=1.0)`; `op.any("Identity", "Dropout")(x, ...)`
-    (the `...` accepts further inputs unseen); `low, high = op.Split(x, axis=-1, outputs=2)`.
+    (the `...` accepts further inputs unseen, `attributes=...` further attributes); several outputs are named by
+    `low, high = op.Split(x, axis=-1, outputs=2)`, and the graph's node may have more that nobody asks for.
     A parameter is written by its name whether this opset keeps it as attribute or as input. One that is not written
     must have the standard's default in the graph (so `op.Gemm(a, b)` is no transposed Gemm); a required one must be
     written, but for Cast's `to`. Values: a number, list, dtype name (`to="float32"`), a set of accepted values,

@@ -43,9 +43,15 @@ class NearMiss:
     where: str
     source: str
     at: str
+    what: str
     expected: str
     found: str
     tried: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """`Softmax.axis: expected -1, found 1`."""
+        return f"{self.what}: expected {self.expected}, found {self.found}"
 
     def to_dict(self) -> dict[str, object]:
         """The JSON form."""

@@ -84,7 +84,9 @@ class Fusion:
 
     def _words(self) -> frozenset[str]:
         """Names that checks and rewrites may ask a match for; one name has one meaning."""
-        words: dict[str, str] = dict.fromkeys(self.captures, "a capture")
+        words: dict[str, str] = {}
+        for name in self.captures:
+            self._claim(words, name, "a capture", self.location)
         for part in walk(*self.roots):
             if isinstance(part, Either) and part.tag is not None:
                 self._claim(words, part.tag, "a tag", part.location)

@@ -106,7 +106,7 @@ class Search:
         if value is ABSENT:
             return isinstance(pattern, (Absent, Either, Guard))
         if pattern.needs_constant:
-            return self.facts.is_constant(value)
+            return mismatch.has_known_content(value, self.facts)
         if pattern.heads is None:
             return True
         producer = value.producer()
@@ -140,7 +140,8 @@ def _const(search: Search, pattern: Const, value: ir.Value, rest: Goals) -> Goal
 
 
 def _absent(search: Search, pattern: Absent, value: ir.Value, rest: Goals) -> Goals:
-    return rest if value is ABSENT else search.fail(pattern, value, Mismatch("input", "none", value))
+    problem = mismatch.absent(value)
+    return rest if problem is None else search.fail(pattern, value, problem)
 
 
 def _either(search: Search, pattern: Either, value: ir.Value, rest: Goals) -> Goals:
@@ -170,7 +171,7 @@ def _test(search: Search, test: Test, value: ir.Value, rest: Goals) -> Goals:
     guard = test.guard
     if guard.predicate(value, search.facts):
         return rest
-    return search.fail(guard, value, Mismatch("condition", guard.reason, "not so"))
+    return search.fail(guard, value, mismatch.condition(guard))
 
 
 def _out(search: Search, pattern: Out, value: ir.Value, rest: Goals) -> Goals:
@@ -201,20 +202,20 @@ def _out(search: Search, pattern: Out, value: ir.Value, rest: Goals) -> Goals:
             elif earlier != (found,):
                 return search.fail(pattern, value, Mismatch(f"{node.op_type}.{name}", earlier[0], found))
         elif isinstance(expected, Pattern):
-            rest = (expected, _named_input(node, name), rest)
+            rest = (expected, mismatch.named_input(node, name), rest)
     return _operands(search, wanted, node, rest)
 
 
-def _named_input(node: ir.Node, name: str) -> ir.Value:
-    index = mismatch.operators.input_index(node.op_type, name)
-    value = node.inputs[index] if index is not None and index < len(node.inputs) else None
-    return ABSENT if value is None else value
+def operand_values(wanted: Node, node: ir.Node) -> list[ir.Value]:
+    """What stands at the positional inputs of a pattern operator, ABSENT where the graph leaves one out."""
+    count = len(wanted.inputs)
+    values = [ABSENT if value is None else value for value in node.inputs[:count]]
+    return values + [ABSENT] * (count - len(values))
 
 
 def _operands(search: Search, wanted: Node, node: ir.Node, rest: Goals) -> Goals:
     patterns = wanted.inputs
-    values = [ABSENT if value is None else value for value in node.inputs[: len(patterns)]]
-    values += [ABSENT] * (len(patterns) - len(values))
+    values = operand_values(wanted, node)
     if wanted.is_commutative and len(patterns) == 2:
         (a, b), (x, y) = patterns, values
         straight = search.is_plausible(a, x) and search.is_plausible(b, y)
@@ -246,7 +247,7 @@ def _elsewhere(search: Search, pattern: _Elsewhere, _: ir.Value, rest: Goals) ->
         return rest
     candidates = [value for value in _reachable(search, root) if search.is_plausible(root, value)]
     if not candidates:
-        return FAILED
+        return search.fail(root, search.value, Mismatch("output", "a further output", "none in reach", False))
     for value in reversed(candidates[1:]):
         search.choose_later((root, value, rest))
     return (root, candidates[0], rest)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxfuse import operators
 from onnxfuse.facts import Facts
-from onnxfuse.pattern import Attribute, Const, Input, Node, Pattern
+from onnxfuse.pattern import Accepts, Attribute, Const, Guard, Input, Node, Pattern
 
 RTOL = 1e-5  # decimal literals in exporters carry at least six digits
 
@@ -40,11 +40,9 @@ ABSENT = type(
 
 def constant(pattern: Const, value: ir.Value, facts: Facts) -> Mismatch | None:
     """Compare a constant of the graph with a number or list of the pattern."""
-    if value is ABSENT or not facts.is_constant(value):
-        return Mismatch("constant", pattern.number, AT_RUN_TIME if value is not ABSENT else value)
-    array = facts.constant(value)
+    array = None if value is ABSENT else facts.constant(value)
     if array is None:
-        return Mismatch("constant", pattern.number, "a large constant")
+        return Mismatch("constant", pattern.number, value)
     expected = pattern.array
     if array.size != expected.size or (expected.ndim and array.shape != expected.shape):
         return Mismatch("constant", pattern.number, f"constant of shape {list(array.shape)}")
@@ -75,19 +73,23 @@ def _half_ulp(dtype: np.dtype) -> float:
     return float(ir.DataType.from_numpy(dtype).eps) / 2
 
 
+def has_known_content(value: ir.Value, facts: Facts) -> bool:
+    """Whether `value` is the same in every run: a constant, or computed from nothing but known sizes."""
+    return facts.is_constant(value) or facts.constant(value) is not None
+
+
 def capture(pattern: Input, value: ir.Value, facts: Facts) -> Mismatch | None:
     """Whether `value` may be captured at all: constant, scalar, rank. Named dimensions are the matcher's."""
     name = pattern.name
     if value is ABSENT:
         return Mismatch(name, "a value", value)
     if pattern.needs_constant:
-        if not facts.is_constant(value):
-            return Mismatch(name, "constant scalar" if pattern.is_scalar else "constant", AT_RUN_TIME)
+        if not has_known_content(value, facts):
+            return Mismatch(name, "constant scalar" if pattern.is_scalar else "constant", value)
         if pattern.is_scalar:
             array = facts.constant(value)
             if array is None or array.size != 1:
-                shape = facts.shape(value) if array is None else array.shape
-                return Mismatch(name, "constant scalar", f"constant of shape {list(shape or ())}")
+                return Mismatch(name, "constant scalar", value)
     if pattern.dims is not None:
         shape = facts.shape(value)
         if shape is not None:
@@ -118,12 +120,29 @@ def head(pattern: Node, value: ir.Value, index: int) -> Mismatch | None:
     """Whether `value` is output `index` of one of the pattern's operators."""
     producer = None if value is ABSENT else value.producer()
     if producer is None:
-        return Mismatch("operator", pattern.label, value if value is ABSENT else "no node", False)
+        return Mismatch("operator", pattern.label, value, False)
     if (producer.domain, producer.op_type) not in pattern.heads:
         return Mismatch("operator", pattern.label, _operator_text(producer), False)
     if value.index() != index:
         return Mismatch(f"output of {pattern.label}", index, value.index())
     return None
+
+
+def absent(value: ir.Value) -> Mismatch | None:
+    """Whether an optional input is left out."""
+    return None if value is ABSENT else Mismatch("input", "none", value)
+
+
+def condition(pattern: Guard) -> Mismatch:
+    """The mismatch of a `where` whose predicate refused."""
+    return Mismatch("condition", pattern.reason, "a value for which it is false")
+
+
+def named_input(node: ir.Node, name: str) -> ir.Value:
+    """The input of `node` that the standard calls `name`, ABSENT if it is left out."""
+    index = operators.input_index(node.op_type, name)
+    value = node.inputs[index] if index is not None and index < len(node.inputs) else None
+    return ABSENT if value is None else value
 
 
 def _operator_text(node: ir.Node) -> str:
@@ -162,7 +181,7 @@ def _parameters(pattern: Node, node: ir.Node, facts: Facts) -> Mismatch | None:
         problem = _compare(node, name, expected, found, facts)
         if problem is not None:
             return problem
-    for name in attributes:
+    for name in attributes if not pattern.takes_more_attributes else ():
         if name not in wanted:
             default = _default(node, name, facts)
             if default is not _REQUIRED and not _equal(default, attribute_value(node, name)):
@@ -229,25 +248,19 @@ def _rank(value: ir.Value | None, facts: Facts) -> int | None:
     return None if shape is None else len(shape)
 
 
-def _compare(node: ir.Node, name: str, expected: object, found: object, facts: Facts) -> Mismatch | None:
+def _compare(node: ir.Node, name: str, expected: Accepts | Attribute, found: object, facts: Facts) -> Mismatch | None:
     if isinstance(expected, Attribute):
         return Mismatch(f"{node.op_type}.{name}", "a constant", found) if found is AT_RUN_TIME else None
-    choices = expected if isinstance(expected, (set, frozenset)) else (expected,)
-    for choice in choices:
-        if isinstance(choice, str) and isinstance(found, int):
-            if int(operators.dtype_from_name(choice)) == found:
-                return None
-            continue
-        plain = operators.plain(choice)
-        if _equal(plain, found):
+    for accepted in expected.values:
+        if _equal(accepted, found):
             return None
         if name in ("axis", "axes") and found is not None:
             rank = _rank(node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0], facts)
-            if _equal(*(operators.canonical_axes(node.op_type, name, side, rank) for side in (plain, found))):
+            if _equal(*(operators.canonical_axes(node.op_type, name, side, rank) for side in (accepted, found))):
                 return None
-    if isinstance(expected, str) and isinstance(found, int):
+    if operators.names_dtype(node.domain, node.op_type, name) and isinstance(found, int):
         found = operators.dtype_name(ir.DataType(found))
-    return Mismatch(f"{node.op_type}.{name}", expected, found)
+    return Mismatch(f"{node.op_type}.{name}", expected.text, found)
 
 
 def _equal(expected: object, found: object) -> bool:

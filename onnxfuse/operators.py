@@ -53,6 +53,13 @@ def required_attributes(op_type: str) -> frozenset[str]:
 
 
 @functools.cache
+def names_dtype(domain: str, op_type: str, name: str) -> bool:
+    """Whether the attribute `name` holds the number of a dtype (Cast.to, EyeLike.dtype)."""
+    newest = schema(domain, op_type)
+    return name in ("to", "dtype", "output_dtype") and bool(newest and name in newest.attributes)
+
+
+@functools.cache
 def known_parameters(op_type: str) -> frozenset[str]:
     """Every attribute and input name of a standard operator in any version since opset 1."""
     names: set[str] = set()

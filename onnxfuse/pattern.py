@@ -147,15 +147,24 @@ class Attribute:
     name: str | None
 
 
+@dataclass(frozen=True)
+class Accepts:
+    """What a parameter may be: one of `values`, plain data. `text` is how the pattern's author put it."""
+
+    values: tuple[object, ...]
+    text: str
+
+
 @dataclass(eq=False)
 class Node:
     """One operator application. `parameters` are attributes, or inputs given by the name the standard gives them."""
 
     ops: tuple[OpId, ...]
     inputs: tuple[Pattern, ...]
-    parameters: dict[str, object]
+    parameters: dict[str, Pattern | Attribute | Accepts]
     outputs: int
     takes_more_inputs: bool
+    takes_more_attributes: bool
     location: Location
 
     def __post_init__(self) -> None:
@@ -270,19 +279,41 @@ def node(*args: object, **parameters: object) -> Out | tuple[Out, ...]:
 def operator(
     ops: tuple[OpId, ...], inputs: Sequence[object], parameters: dict[str, object], outputs: int = 1
 ) -> Out | tuple[Out, ...]:
-    """One application of any of `ops`; `...` as last input accepts further inputs unseen."""
+    """One application of any of `ops`.
+
+    `...` as last input accepts further inputs unseen, `attributes=...` further attributes.
+    """
     location = caller()
     takes_more = bool(inputs) and inputs[-1] is Ellipsis
     patterns = tuple(as_pattern(value) for value in (inputs[:-1] if takes_more else inputs))
+    open_attributes = parameters.get("attributes") is Ellipsis
+    if open_attributes:
+        parameters = {name: value for name, value in parameters.items() if name != "attributes"}
     for domain, op_type in ops:
         if domain == operators.STANDARD:
-            _check_standard(op_type, patterns, parameters, location)
-    made = Node(ops, patterns, parameters, outputs, takes_more, location)
+            _check_standard(op_type, patterns, parameters, open_attributes, location)
+    expected = {name: _expectation(name, value, ops, location) for name, value in parameters.items()}
+    made = Node(ops, patterns, expected, outputs, takes_more, open_attributes, location)
     values = tuple(Out(made, i, location=location) for i in range(outputs))
     return values if outputs > 1 else values[0]
 
 
-def _check_standard(op_type: str, inputs: Sequence[Pattern], parameters: dict[str, object], where: Location) -> None:
+def _expectation(name: str, value: object, ops: tuple[OpId, ...], where: Location) -> Pattern | Attribute | Accepts:
+    if isinstance(value, (Pattern, Attribute)):
+        return value
+    choices = sorted(value, key=str) if isinstance(value, (set, frozenset)) else [value]
+    if any(operators.names_dtype(domain, op_type, name) for domain, op_type in ops):
+        try:
+            choices = [int(operators.dtype_from_name(item)) if isinstance(item, str) else item for item in choices]
+        except ValueError as error:
+            raise PatternError(f"{where}: {name}: {error}") from None
+    text = " or ".join(sorted(map(str, value))) if isinstance(value, (set, frozenset)) else str(value)
+    return Accepts(tuple(operators.plain(item) for item in choices), text)
+
+
+def _check_standard(
+    op_type: str, inputs: Sequence[Pattern], parameters: dict[str, object], is_open: bool, where: Location
+) -> None:
     definition = operators.schema(operators.STANDARD, op_type)
     if definition is None:
         raise PatternError(
@@ -301,7 +332,7 @@ def _check_standard(op_type: str, inputs: Sequence[Pattern], parameters: dict[st
             raise PatternError(f"{where}: {op_type} is given {name} twice, by position and by name")
     # The target of a Cast shows in the captured values, so `op.Cast(x)` may leave it open.
     missing = operators.required_attributes(op_type) - parameters.keys() - ({"to"} if op_type == "Cast" else set())
-    if missing:
+    if missing and not is_open:
         name = min(missing)
         raise PatternError(f"{where}: {op_type} needs {name}=...; write {name}=attr() to accept any value")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
 from onnxfuse import operators
 from onnxfuse.builder import Builder
-from onnxfuse.explain import Event, Fused, Refused
+from onnxfuse.diagnose import Aligner, near_misses
+from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, where_text
 from onnxfuse.matcher import STEP_LIMIT, StepLimitReached
@@ -33,6 +35,7 @@ def rewrite(
     *,
     verify: Verify | None = None,
     body: Body | None = None,
+    explain: bool = True,
     step_limit: int = STEP_LIMIT,
 ) -> list[Event]:
     """Apply `fusions` to `model` in place.
@@ -43,6 +46,8 @@ def rewrite(
         Called with every candidate before it enters the graph; a text refuses it and is the reason reported.
     body
         Makes the function body of a new node of domain `onnxfuse`, given the model's opset version.
+    explain
+        Look for near misses at the end of each stage.
     step_limit
         Steps after which matching at one root is given up and reported as refused.
 
@@ -61,6 +66,8 @@ def rewrite(
         batch = sorted((f for f in fusions if f.stage == stage), key=lambda f: (-f.size, f.name))
         if batch:
             run.stage(batch)
+            if explain:
+                run.find_near_misses(batch)
     return run.events()
 
 
@@ -77,10 +84,20 @@ class _Run:
         self.names = Names(self.order)
         self.fused: list[Fused] = []
         self.refused: dict[tuple[str, ir.Node], Refused] = {}
+        self.explained: dict[str, set[ir.Node]] = defaultdict(set)  # by fusion, the nodes of refused matches
+        self.missed: list[tuple[ir.Node, NearMiss]] = []
         self.lineage: dict[ir.Node, tuple[str, ...]] = {}
 
     def events(self) -> list[Event]:
-        return [*self.fused, *self.refused.values()]
+        missed = [miss for node, miss in self.missed if node.graph is not None]
+        return [*self.fused, *self.refused.values(), *missed]
+
+    def find_near_misses(self, fusions: Sequence[Fusion]) -> None:
+        """Ask why the places that are still there resisted; refusals have said why already."""
+        nodes = self.order.consumers_first()
+        aligner = Aligner(self.facts)
+        for fusion in fusions:
+            self.missed += near_misses(fusion, nodes, aligner, self.explained[fusion.name])
 
     def stage(self, fusions: Sequence[Fusion]) -> None:
         """Try every fusion at every node, then again around what changed, until nothing does."""
@@ -118,6 +135,7 @@ class _Run:
                     outcome = self._judge(fusion, match)
                     if isinstance(outcome, Candidate):
                         return self._apply(outcome, node)
+                    self.explained[fusion.name].update(match.nodes)
                     refusal = refusal or outcome
                     if count + 1 == SOLUTION_LIMIT:
                         break

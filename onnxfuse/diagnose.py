@@ -1,0 +1,282 @@
+"""Near misses: where a fusion that did not match came closest, and why it did not.
+
+`Aligner` lays a pattern over the graph as well as it can instead of stopping at the first disagreement: a wrong
+attribute costs one, an operator that is not there costs all the operators the pattern wanted below it. Every
+alternative is laid out, so that the report can say why each one failed. It knows one pattern part and one graph
+value at a time; that the same capture must be the same value everywhere is left to the matcher, which is asked
+where it gave up if everything else agrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxfuse import mismatch
+from onnxfuse.explain import NearMiss
+from onnxfuse.facts import Facts
+from onnxfuse.fusion import Fusion, value_text
+from onnxfuse.matcher import Search, StepLimitReached, operand_values
+from onnxfuse.mismatch import ABSENT, Mismatch
+from onnxfuse.pattern import (
+    Absent,
+    Const,
+    Either,
+    Guard,
+    Input,
+    Location,
+    Node,
+    Out,
+    Pattern,
+    mandatory_nodes,
+)
+
+LEAST_MATCHED = 2  # one operator alone resembles everything
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`pattern` and `value` disagree by `problem`; `tried` holds the failure of each alternative that might replace it.
+
+    `location` is the line to blame: where the pattern is written, for a capture where it is used.
+    """
+
+    pattern: Pattern
+    value: ir.Value
+    problem: Mismatch
+    location: Location
+    tried: tuple[tuple[Pattern, Failure], ...] = ()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How well a pattern lies over a value: what disagrees costs, `pairs` are the operators that agree."""
+
+    cost: int
+    pairs: frozenset[tuple[Node, ir.Node]]
+    failures: tuple[Failure, ...]
+
+    def rank(self) -> tuple[int, int, bool]:
+        """Least is best: low cost, then many operators, then a failure that is not a wrong operator."""
+        agrees = all(failure.problem.agrees_on_operator for failure in self.failures)
+        return (self.cost, -len(self.pairs), not agrees)
+
+
+_AGREES = Alignment(0, frozenset(), ())
+
+
+class Aligner:
+    """Aligns patterns with values of one graph; remembers results, so use it on a graph that does not change."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._known: dict[tuple[Pattern, ir.Value], Alignment] = {}
+        self._sizes: dict[Pattern, frozenset[Node]] = {}
+
+    def align(self, pattern: Pattern, value: ir.Value) -> Alignment:
+        """The best alignment of `pattern` with `value`."""
+        key = (pattern, value)
+        if key not in self._known:
+            self._known[key] = self._align(pattern, value)
+        return self._known[key]
+
+    def _align(self, pattern: Pattern, value: ir.Value) -> Alignment:
+        match pattern:
+            case Out():
+                return self._operator(pattern, value)
+            case Either():
+                return self._either(pattern, value)
+            case Guard():
+                return self._guard(pattern, value)
+            case Input():
+                return self._leaf(pattern, value, mismatch.capture(pattern, value, self.facts))
+            case Const():
+                return self._leaf(pattern, value, mismatch.constant(pattern, value, self.facts))
+            case Absent():
+                return self._leaf(pattern, value, mismatch.absent(value))
+        raise TypeError(f"no alignment for {type(pattern).__name__}")
+
+    def _leaf(self, pattern: Pattern, value: ir.Value, problem: Mismatch | None) -> Alignment:
+        return _AGREES if problem is None else _failed(pattern, value, problem)
+
+    def _guard(self, pattern: Guard, value: ir.Value) -> Alignment:
+        inner = self.align(pattern.pattern, value)
+        if inner.failures or pattern.predicate(value, self.facts):
+            return inner
+        return _joined([inner, _failed(pattern, value, mismatch.condition(pattern))])
+
+    def _either(self, pattern: Either, value: ir.Value) -> Alignment:
+        results = [self.align(alternative, value) for alternative in pattern.alternatives]
+        best = min(results, key=Alignment.rank)
+        if not best.failures:
+            return best
+        first = best.failures[0]
+        tried = tuple(
+            (alternative, result.failures[0]) for alternative, result in zip(pattern.alternatives, results, strict=True)
+        )
+        return replace(best, failures=(replace(first, tried=tried), *best.failures[1:]))
+
+    def _operator(self, pattern: Out, value: ir.Value) -> Alignment:
+        wanted = pattern.node
+        problem = mismatch.head(wanted, value, pattern.index)
+        if problem is not None:
+            return _failed(pattern, value, problem, cost=len(mandatory_nodes(pattern, self._sizes)))
+        node = value.producer()
+        problem = mismatch.signature(wanted, node, self.facts)
+        parts = [] if problem is None else [_failed(pattern, value, problem)]
+        for name, expected in wanted.parameters.items():
+            if isinstance(expected, Pattern):
+                parts.append(self._operand(expected, mismatch.named_input(node, name), wanted))
+        values = operand_values(wanted, node)
+        operands = [self._operand(part, value, wanted) for part, value in zip(wanted.inputs, values, strict=True)]
+        if wanted.is_commutative and len(values) == 2:
+            pairs = zip(wanted.inputs, reversed(values), strict=True)
+            crossed = [self._operand(part, value, wanted) for part, value in pairs]
+            operands = min(operands, crossed, key=lambda side: _joined(side).rank())
+        return _joined([Alignment(0, frozenset({(wanted, node)}), ()), *parts, *operands])
+
+    def _operand(self, pattern: Pattern, value: ir.Value, user: Node) -> Alignment:
+        found = self.align(pattern, value)
+        if not isinstance(pattern, Input) or not found.failures:
+            return found
+        return replace(found, failures=(replace(found.failures[0], location=user.location),))
+
+
+def _failed(pattern: Pattern, value: ir.Value, problem: Mismatch, cost: int = 1) -> Alignment:
+    return Alignment(cost, frozenset(), (Failure(pattern, value, problem, pattern.location),))
+
+
+def _joined(parts: Sequence[Alignment]) -> Alignment:
+    return Alignment(
+        sum(part.cost for part in parts),
+        frozenset().union(*(part.pairs for part in parts)),
+        tuple(failure for part in parts for failure in part.failures),
+    )
+
+
+def near_misses(
+    fusion: Fusion, nodes: Sequence[ir.Node], aligner: Aligner, explained: Iterable[ir.Node] = ()
+) -> list[tuple[ir.Node, NearMiss]]:
+    """The places among `nodes` where at least half of `fusion` was found, closest first.
+
+    A place that lies mostly inside another one, or among the `explained` nodes, is left out.
+    """
+    least = max(LEAST_MATCHED, (fusion.size + 1) // 2)
+    close: list[tuple[Alignment, ir.Value]] = []
+    for node in nodes:
+        if (node.domain, node.op_type) not in fusion.heads:
+            continue
+        for value in node.outputs:
+            alignment = aligner.align(fusion.roots[0], value)
+            if len({pattern for pattern, _ in alignment.pairs}) >= least:
+                close.append((alignment, value))
+    close.sort(key=lambda pair: pair[0].rank())
+    covered = set(explained)
+    found = []
+    for alignment, value in close:
+        own = {node for _, node in alignment.pairs}
+        if len(own & covered) * 2 > len(own):
+            continue
+        failure = alignment.failures[0] if alignment.failures else where_search_ends(fusion, value, aligner.facts)
+        if failure is not None:
+            covered |= own
+            found.append((value.producer(), _report(fusion, alignment, value, failure, aligner.facts)))
+    return found
+
+
+def where_search_ends(fusion: Fusion, value: ir.Value, facts: Facts) -> Failure | None:
+    """The failure of the matcher that had bound most operators; None if it succeeds."""
+    best: list[tuple[tuple[int, bool], Failure]] = []
+
+    def watch(pattern: Pattern, at: ir.Value, problem: Mismatch, search: Search) -> None:
+        rank = (sum(isinstance(key, Node) for key in search.bound), problem.agrees_on_operator)
+        if not best or rank > best[0][0]:
+            best[:] = [(rank, Failure(pattern, at, problem, _use(pattern, search)))]
+
+    search = Search(fusion.roots, value, facts)
+    search.watch = watch
+    try:
+        for _ in search.solutions():
+            return None
+    except StepLimitReached as limit:
+        return Failure(fusion.roots[0], value, Mismatch("search", "an end", limit), fusion.location)
+    return best[0][1] if best else None
+
+
+def _use(pattern: Pattern, search: Search) -> Location:
+    """The line of the operator through which the search came to `pattern`."""
+    users = (key for key in reversed(search.trail) if isinstance(key, Node) and pattern in key.inputs)
+    user = next(users, pattern)
+    return user.location
+
+
+def _report(fusion: Fusion, alignment: Alignment, root: ir.Value, failure: Failure, facts: Facts) -> NearMiss:
+    location = failure.location
+    matched = len({pattern for pattern, _ in alignment.pairs})
+    wrong_operators = (f for f in alignment.failures if not f.problem.agrees_on_operator)
+    missing = frozenset().union(*(mandatory_nodes(f.pattern, {}) for f in wrong_operators))
+    return NearMiss(
+        fusion=fusion.name,
+        node=root.producer().name or root.producer().op_type,
+        matched=matched,
+        wanted=matched + len(missing),
+        where=f"{Path(location.file).name}:{location.line}",
+        source=location.text,
+        at=place_text(failure.value, facts),
+        what=failure.problem.what,
+        expected=_text(failure.problem.expected, facts),
+        found=_text(failure.problem.found, facts),
+        tried=[(pattern_text(pattern), failure_text(inner, facts)) for pattern, inner in _flat(failure.tried)],
+    )
+
+
+def _flat(tried: Iterable[tuple[Pattern, Failure]]) -> list[tuple[Pattern, Failure]]:
+    found = []
+    for pattern, failure in tried:
+        found.extend(_flat(failure.tried) if isinstance(pattern, Either) and failure.tried else [(pattern, failure)])
+    return found
+
+
+def failure_text(failure: Failure, facts: Facts) -> str:
+    """`Softmax.axis: expected -1, found 1`."""
+    problem = failure.problem
+    return f"{problem.what}: expected {_text(problem.expected, facts)}, found {_text(problem.found, facts)}"
+
+
+def place_text(value: ir.Value, facts: Facts) -> str:
+    """The node that makes `value`, and the value with dtype and shape."""
+    if value is ABSENT:
+        return "an input left out"
+    producer = value.producer()
+    maker = "graph input or initializer" if producer is None else f"{producer.op_type} {producer.name!r}"
+    return f"{maker}: {value_text(value, facts)}"
+
+
+def _text(thing: object, facts: Facts) -> str:
+    if isinstance(thing, ir.Value):
+        return value_text(thing, facts)
+    if isinstance(thing, tuple):
+        return f"[{', '.join(map(str, thing))}]"
+    return "nothing" if thing is None else str(thing)
+
+
+def pattern_text(pattern: Pattern, depth: int = 2) -> str:
+    """A pattern in a few words: `Mul(x, Reciprocal(...))`."""
+    match pattern:
+        case Input():
+            return pattern.name
+        case Const():
+            return str(pattern.number)
+        case Absent():
+            return "None"
+        case Guard():
+            return pattern_text(pattern.pattern, depth)
+        case Either():
+            return " | ".join(pattern_text(part, depth - 1) for part in pattern.alternatives) if depth else "..."
+        case Out():
+            inner = ", ".join(pattern_text(part, depth - 1) for part in pattern.node.inputs) if depth else "..."
+            return f"{pattern.node.label}({inner})"
+    return type(pattern).__name__
