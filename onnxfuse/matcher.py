@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from onnxfuse import mismatch
+from onnxfuse import mismatch, parameters
 from onnxfuse.facts import Facts
 from onnxfuse.mismatch import ABSENT, Mismatch
 from onnxfuse.pattern import (
@@ -195,7 +195,7 @@ def _out(search: Search, pattern: Out, value: ir.Value, rest: Goals) -> Goals:
         if isinstance(expected, Attribute):
             if expected.name is None:
                 continue
-            found = mismatch.parameter(node, name, search.facts)
+            found = parameters.value_of(node, name, search.facts)
             earlier = search.bound.get(expected)
             if earlier is None:
                 search.bind(expected, (found,))

@@ -11,11 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse import operators
+from onnxfuse import operators, parameters
 from onnxfuse.facts import Facts
 from onnxfuse.pattern import Accepts, Attribute, Const, Guard, Input, Node, Pattern
-
-RTOL = 1e-5  # decimal literals in exporters carry at least six digits
 
 
 class Mismatch(NamedTuple):
@@ -27,12 +25,6 @@ class Mismatch(NamedTuple):
     agrees_on_operator: bool = True
 
 
-class _AtRunTime:
-    def __str__(self) -> str:
-        return "a value computed at run time"
-
-
-AT_RUN_TIME = _AtRunTime()
 ABSENT = type(
     "Absent", (), {"__str__": lambda _: "no input"}
 )()  # stands for an input left out, where a value may stand
@@ -65,7 +57,11 @@ def _close(found: object, expected: object, dtype: np.dtype) -> bool:
     if found == expected:
         return True
     # A constant stored in half precision was rounded to it: half a unit in its last place.
-    rtol = RTOL if (dtype.kind != "f" and dtype.kind != "V") or dtype.itemsize > 2 else RTOL + _half_ulp(dtype)
+    rtol = (
+        parameters.RTOL
+        if (dtype.kind != "f" and dtype.kind != "V") or dtype.itemsize > 2
+        else parameters.RTOL + _half_ulp(dtype)
+    )
     return math.isclose(found, expected, rel_tol=rtol)
 
 
@@ -155,122 +151,44 @@ def signature(pattern: Node, node: ir.Node, facts: Facts) -> Mismatch | None:
     outputs = len(node.outputs)
     if pattern.outputs > outputs or (outputs > pattern.outputs and operators.has_variadic_outputs(label)):
         return Mismatch(f"{label} outputs", pattern.outputs, outputs)
-    given = len(pattern.inputs)
-    named = {operators.input_index(label, name) for name in pattern.parameters} if not node.domain else set()
-    if not pattern.takes_more_inputs:
-        for index in range(given, len(node.inputs)):
-            if node.inputs[index] is not None and index not in named and not _is_default_input(node, index, facts):
-                return Mismatch(f"{label} inputs", given, f"input {index} as well")
+    for index in range(len(pattern.inputs), len(node.inputs)) if not pattern.takes_more_inputs else ():
+        name = operators.input_name(label, index) if not node.domain else None
+        if node.inputs[index] is None or name in pattern.parameters:
+            continue
+        if name is None or not parameters.is_default(node, name, parameters.value_of(node, name, facts), facts):
+            return Mismatch(f"input {name or index} of {label}", None, node.inputs[index])
     return _parameters(pattern, node, facts)
-
-
-def _is_default_input(node: ir.Node, index: int, facts: Facts) -> bool:
-    if node.op_type == "Slice" and index == 4:
-        array = facts.constant(node.inputs[4])
-        return array is not None and bool((array == 1).all())
-    return False
 
 
 def _parameters(pattern: Node, node: ir.Node, facts: Facts) -> Mismatch | None:
     wanted = pattern.parameters
-    attributes = node.attributes
     for name, expected in wanted.items():
         if isinstance(expected, Pattern):
             continue  # an input, matched like any other
-        found = parameter(node, name, facts)
-        problem = _compare(node, name, expected, found, facts)
+        problem = _compare(node, name, expected, parameters.value_of(node, name, facts), facts)
         if problem is not None:
             return problem
-    for name in attributes if not pattern.takes_more_attributes else ():
-        if name not in wanted:
-            default = _default(node, name, facts)
-            if default is not _REQUIRED and not _equal(default, attribute_value(node, name)):
-                return Mismatch(f"{node.op_type}.{name}", default, attribute_value(node, name))
+    for name in node.attributes if not pattern.takes_more_attributes else ():
+        if name not in wanted and not parameters.may_be_left_out(node, name, facts):
+            default = parameters.default(node, name, facts)
+            return Mismatch(f"{node.op_type}.{name}", default, parameters.attribute(node, name))
     return None
-
-
-_REQUIRED = object()
-
-
-def _default(node: ir.Node, name: str, facts: Facts) -> object:
-    known = operators.defaults(node.domain, node.op_type, opset(node, facts))
-    if known is None:
-        return None
-    if name not in known:
-        return _REQUIRED
-    return known[name]
-
-
-def opset(node: ir.Node, facts: Facts) -> int:
-    """The operator set version that `node` is written for."""
-    graph = node.graph
-    imports = facts.model.opset_imports
-    if graph is not None and node.domain in graph.opset_imports:
-        imports = graph.opset_imports
-    return node.version or imports.get(node.domain, 1)
-
-
-def attribute_value(node: ir.Node, name: str) -> object:
-    """An attribute of `node` as plain data: numbers, str, tuples."""
-    return operators.plain(node.attributes[name].value)
-
-
-def parameter(node: ir.Node, name: str, facts: Facts) -> object:
-    """A parameter by the standard's name, wherever this opset keeps it: attribute, input, default. None if nowhere."""
-    if name in node.attributes:
-        return attribute_value(node, name)
-    if not node.domain:
-        index = operators.input_index(node.op_type, name)
-        if index is not None and index < len(node.inputs) and node.inputs[index] is not None:
-            array = facts.constant(node.inputs[index])
-            return AT_RUN_TIME if array is None else operators.plain(array.tolist())
-    known = operators.defaults(node.domain, node.op_type, opset(node, facts))
-    default = known.get(name) if known else None
-    if default is None and not node.domain:
-        default = _implied(node, name, facts)
-    return default
-
-
-def _implied(node: ir.Node, name: str, facts: Facts) -> object:
-    """What the standard says in words about a parameter left out."""
-    rank = _rank(node.inputs[0], facts) if node.inputs else None
-    if node.op_type == "Transpose" and name == "perm" and rank is not None:
-        return tuple(reversed(range(rank)))
-    if node.op_type == "Slice" and name in ("axes", "steps"):
-        starts = parameter(node, "starts", facts)
-        if isinstance(starts, tuple):
-            return tuple(range(len(starts))) if name == "axes" else (1,) * len(starts)
-    return None
-
-
-def _rank(value: ir.Value | None, facts: Facts) -> int | None:
-    shape = None if value is None else facts.shape(value)
-    return None if shape is None else len(shape)
 
 
 def _compare(node: ir.Node, name: str, expected: Accepts | Attribute, found: object, facts: Facts) -> Mismatch | None:
     if isinstance(expected, Attribute):
-        return Mismatch(f"{node.op_type}.{name}", "a constant", found) if found is AT_RUN_TIME else None
+        return Mismatch(f"{node.op_type}.{name}", "a constant", found) if found is parameters.AT_RUN_TIME else None
     for accepted in expected.values:
-        if _equal(accepted, found):
+        if parameters.equal(accepted, found):
+            return None
+        if accepted is None and parameters.is_default(node, name, found, facts):
             return None
         if name in ("axis", "axes") and found is not None:
-            rank = _rank(node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0], facts)
-            if _equal(*(operators.canonical_axes(node.op_type, name, side, rank) for side in (accepted, found))):
+            rank = parameters.rank_of(node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0], facts)
+            if parameters.equal(
+                *(operators.canonical_axes(node.op_type, name, side, rank) for side in (accepted, found))
+            ):
                 return None
     if operators.names_dtype(node.domain, node.op_type, name) and isinstance(found, int):
         found = operators.dtype_name(ir.DataType(found))
     return Mismatch(f"{node.op_type}.{name}", expected.text, found)
-
-
-def _equal(expected: object, found: object) -> bool:
-    if isinstance(found, tuple) and isinstance(expected, (int, float)):
-        expected = (expected,)
-    if isinstance(expected, tuple) and isinstance(found, (int, float)):
-        found = (found,)
-    if isinstance(expected, tuple) and isinstance(found, tuple):
-        return len(expected) == len(found) and all(map(_equal, expected, found))
-    if isinstance(expected, float) or isinstance(found, float):
-        numbers = isinstance(expected, (int, float)) and isinstance(found, (int, float))
-        return numbers and math.isclose(expected, found, rel_tol=RTOL)
-    return expected == found

@@ -42,6 +42,15 @@ def input_index(op_type: str, name: str) -> int | None:
 
 
 @functools.cache
+def input_name(op_type: str, index: int) -> str | None:
+    """The name of input `index` of a standard operator, None beyond its last or for a variadic one."""
+    newest = schema(STANDARD, op_type)
+    if newest is None or index >= len(newest.inputs):
+        return None
+    return newest.inputs[index].name
+
+
+@functools.cache
 def required_attributes(op_type: str) -> frozenset[str]:
     """The attributes a standard operator cannot do without."""
     newest = schema(STANDARD, op_type)

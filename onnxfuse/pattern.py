@@ -299,7 +299,12 @@ def operator(
 
 
 def _expectation(name: str, value: object, ops: tuple[OpId, ...], where: Location) -> Pattern | Attribute | Accepts:
-    if isinstance(value, (Pattern, Attribute)):
+    if isinstance(value, Attribute):
+        return value
+    if isinstance(value, Pattern):
+        for domain, op_type in ops:
+            if domain or operators.input_index(op_type, name) is None:
+                raise PatternError(f"{where}: {op_type} has no input named {name}; give patterns by position")
         return value
     choices = sorted(value, key=str) if isinstance(value, (set, frozenset)) else [value]
     if any(operators.names_dtype(domain, op_type, name) for domain, op_type in ops):
