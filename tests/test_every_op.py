@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-
-import onnxfuse
 from onnxfuse.custom_ops.case import Case, feed, single_node_model
 from onnxfuse.custom_ops.functions import body, folders, part
+
+import onnxfuse
 
 
 def all_cases(benchmarks: bool) -> list:

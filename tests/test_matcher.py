@@ -453,7 +453,7 @@ class TestDimensions:
 
     def test_ranks_literal_sizes_and_leading_dimensions(self):
         for dims, agrees in (("_ _ _", 1), ("_ _", 0), ("... D", 1), ("... A B C D", 0), ("_ 3 8", 1), ("_ 3 7", 0)):
-            assert count(lambda x=tensor(dims): op.Relu(x), "y = Relu(x)") == agrees  # noqa: B023
+            assert count(lambda x=tensor(dims): op.Relu(x), "y = Relu(x)") == agrees
 
     def test_dimensions_are_words_of_the_match(self):
         [found] = matches(pattern(lambda x=tensor("B S D"): op.Relu(x)), model_of("y = Relu(x)"))
