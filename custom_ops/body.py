@@ -68,6 +68,13 @@ class Body:
         self._baked[f"{name}{value}"] = None
         return value
 
+    def nonzero(self, name: str) -> bool:
+        """Whether the node has the attribute and it is not 0; the body is then made for such nodes only."""
+        found = name in self.node.attributes and self.node.attributes[name].value != 0
+        if found:
+            self._baked[name] = None
+        return found
+
     def attribute(self, name: str, kind: type[float] | type[int] = float) -> ir.Value:
         """An attribute of the node as a scalar float32 or int64 value."""
         attr_type = {float: ir.AttributeType.FLOAT, int: ir.AttributeType.INT}[kind]
@@ -116,6 +123,13 @@ class Body:
             self._signature.append(value.dtype.name.lower())
         present = [formal if value is not None else None for formal, value in self._formal.items()]
         outputs = operator(self, *present)
+        wanted = len(self.node.outputs)  # the others are optional
+        if wanted < len(outputs):
+            outputs = dict(list(outputs.items())[:wanted])
+            self._baked[f"{wanted}outputs"] = None
+        for name, value in outputs.items():
+            if value in self._formal:  # a function must not hand an input on as it is
+                outputs[name] = self.Identity(value)
         for name, value in outputs.items():
             value.name = name
         inputs = formals[: len(self.node.inputs)]

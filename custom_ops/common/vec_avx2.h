@@ -87,3 +87,42 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   store(lanes, a);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+
+ONNXFUSE_INLINE __m256 low_pairs(__m256 a, __m256 b) {
+  return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+ONNXFUSE_INLINE __m256 high_pairs(__m256 a, __m256 b) {
+  return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+
+ONNXFUSE_INLINE Vec sum_each(const Vec (&rows)[kLanes]) {
+  __m256 two[4], four[2];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    two[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m256 a = two[2 * i], b = two[2 * i + 1];
+    four[i] = _mm256_add_ps(low_pairs(a, b), high_pairs(a, b));
+  }
+  return {
+      _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20), _mm256_permute2f128_ps(four[0], four[1], 0x31))};
+}
+
+ONNXFUSE_INLINE void transpose(Vec (&rows)[kLanes]) {
+  __m256 two[8], four[8];
+  for (int i = 0; i < 8; i += 2) {
+    two[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    two[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      four[i + 2 * half] = low_pairs(two[i + half], two[i + 2 + half]);
+      four[i + 2 * half + 1] = high_pairs(two[i + half], two[i + 2 + half]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i].v = _mm256_permute2f128_ps(four[i], four[4 + i], 0x20);
+    rows[4 + i].v = _mm256_permute2f128_ps(four[i], four[4 + i], 0x31);
+  }
+}

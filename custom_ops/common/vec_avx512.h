@@ -64,3 +64,53 @@ template <typename T>
 ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a, T{}));
 }
+
+ONNXFUSE_INLINE __m512 low_pairs(__m512 a, __m512 b) {
+  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+ONNXFUSE_INLINE __m512 high_pairs(__m512 a, __m512 b) {
+  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+// The even or the odd quarters of a, then those of b.
+ONNXFUSE_INLINE __m512 even_quarters(__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
+ONNXFUSE_INLINE __m512 odd_quarters(__m512 a, __m512 b) { return _mm512_shuffle_f32x4(a, b, 0xdd); }
+
+ONNXFUSE_INLINE Vec sum_each(const Vec (&rows)[kLanes]) {
+  __m512 two[8], four[4], eight[2];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    two[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = two[2 * i], b = two[2 * i + 1];
+    four[i] = _mm512_add_ps(low_pairs(a, b), high_pairs(a, b));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 a = four[2 * i], b = four[2 * i + 1];
+    eight[i] = _mm512_add_ps(even_quarters(a, b), odd_quarters(a, b));
+  }
+  return {_mm512_add_ps(even_quarters(eight[0], eight[1]), odd_quarters(eight[0], eight[1]))};
+}
+
+ONNXFUSE_INLINE void transpose(Vec (&rows)[kLanes]) {
+  __m512 two[16], four[16];
+  for (int i = 0; i < 16; i += 2) {
+    two[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    two[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      four[i + 2 * half] = low_pairs(two[i + half], two[i + 2 + half]);
+      four[i + 2 * half + 1] = high_pairs(two[i + half], two[i + 2 + half]);
+    }
+  }
+  // Quarter k of four[4 r + i] is column 4 k + i of rows 4 r .. 4 r + 3.
+  for (int i = 0; i < 4; ++i) {
+    const __m512 even_a = even_quarters(four[i], four[4 + i]), even_b = even_quarters(four[8 + i], four[12 + i]);
+    const __m512 odd_a = odd_quarters(four[i], four[4 + i]), odd_b = odd_quarters(four[8 + i], four[12 + i]);
+    rows[i].v = even_quarters(even_a, even_b);
+    rows[8 + i].v = odd_quarters(even_a, even_b);
+    rows[4 + i].v = even_quarters(odd_a, odd_b);
+    rows[12 + i].v = odd_quarters(odd_a, odd_b);
+  }
+}

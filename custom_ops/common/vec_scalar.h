@@ -51,3 +51,9 @@ template <typename T>
 ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   if (n > 0) *p = from_float<T>(a.v);
 }
+
+// Lane i of the result is the sum over the lanes of rows[i].
+ONNXFUSE_INLINE Vec sum_each(const Vec (&rows)[kLanes]) { return rows[0]; }
+
+// rows[i] lane j becomes rows[j] lane i.
+ONNXFUSE_INLINE void transpose(Vec (&)[kLanes]) {}

@@ -1,0 +1,143 @@
+"""Cases of Attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from onnxfuse.custom_ops.case import EPSILON, Case, Random
+
+MASK = ("all", "left", "right", "holes", "blind")
+
+
+def padding(kind: str, batch: int, length: int, dtype: str = "int64") -> np.ndarray:
+    """An attention mask [B, L]: padding of another length in each batch, or holes, or a batch that sees nothing."""
+    index = np.arange(length)[None, :]
+    pad = np.minimum(length, 1 + 2 * np.arange(batch))[:, None]
+    mask = {
+        "all": np.broadcast_to(index >= 0, (batch, length)),
+        "left": index >= pad,
+        "right": index < length - pad,
+        "holes": (index * 7 + np.arange(batch)[:, None]) % 3 != 0,
+        "blind": np.broadcast_to(np.arange(batch)[:, None] > 0, (batch, length)),
+    }
+    return np.ascontiguousarray(mask[kind]).astype(dtype)
+
+
+def case(
+    *,
+    batch: int = 1,
+    new: int = 1,
+    queries: int | None = None,
+    past: int | None = None,
+    heads: tuple[int, int] = (4, 4),
+    size: int = 16,
+    value_size: int | None = None,
+    dtype: str = "float32",
+    ranks: tuple[int, int, int] = (3, 3, 3),
+    mask: np.ndarray | None = None,
+    bias: Random | np.ndarray | None = None,
+    present: bool = True,
+    causal: int = 1,
+    benchmark: bool = False,
+    **attributes: float,
+) -> Case:
+    """One case with `new` keys, as many queries unless given, and `past` keys before them."""
+    n, kv = heads
+    queries = new if queries is None else queries
+    value_size = size if value_size is None else value_size
+
+    def sequence(rank: int, count: int, length: int, features: int) -> Random:
+        shape = (batch, length, count * features) if rank == 3 else (batch, count, length, features)
+        return Random(shape, dtype)
+
+    inputs = {
+        "q": sequence(ranks[0], n, queries, size),
+        "k": sequence(ranks[1], kv, new, size),
+        "v": sequence(ranks[2], kv, new, value_size),
+        "past_key": None if past is None else Random((batch, kv, past, size), dtype),
+        "past_value": None if past is None else Random((batch, kv, past, value_size), dtype),
+        "attention_mask": mask,
+        "bias": bias,
+    }
+    outputs = ["y", "present_key", "present_value"] if present else ["y"]
+    details = [
+        f"b{batch}_q{queries}_k{new}_p{past}_n{n}_{kv}_d{size}_{value_size}_{dtype}_rank{''.join(map(str, ranks))}",
+        f"causal{causal}",
+        *(f"{name}{value:g}" for name, value in attributes.items()),
+        *([] if mask is None else [f"mask_{mask.dtype}_{int(mask.sum())}"]),
+        *([] if bias is None else [f"bias{'x'.join(map(str, bias.shape))}_{bias.dtype}"]),
+        *([] if present else ["y_only"]),
+    ]
+    keys = (past or 0) + new
+    return Case(
+        name="_".join(details),
+        inputs=inputs,
+        outputs=dict.fromkeys(outputs, dtype),
+        attributes={"num_heads": n, "kv_num_heads": kv, "causal": causal, **attributes},
+        relative=EPSILON[dtype] / 2,
+        # A score is a sum of D products, whose rounding errors add up like sqrt(D); an error of a score is a relative
+        # error of its weight. Scores and values of these inputs stay below 8 or so.
+        absolute=8 * EPSILON["float32"] * (size**0.5 + 2),
+        benchmark=benchmark,
+        flops=2.0 * batch * n * queries * (size + value_size) * (keys - (queries - 1) / 2 if causal else keys),
+    )
+
+
+def shared(*, batch: int, length: int, room: int, new: int, mask: str = "all", **more) -> Case:
+    """A buffer with `room` rows, of which `length` are in use afterwards."""
+    shown = np.zeros((batch, room), np.int64)
+    shown[:, :length] = padding(mask, batch, length)
+    shown[-1, length - 1] = 1  # the mask tells the length
+    return case(batch=batch, new=new, past=room, mask=shown, shared_cache=1, **more)
+
+
+def cases() -> Iterator[Case]:
+    """Sizes, dtypes and layouts, then each option, then what is empty, then the shapes of Llama models."""
+    for dtype in EPSILON:
+        yield case(batch=2, new=1, past=37, heads=(6, 2), size=16, dtype=dtype)
+        yield case(batch=2, new=5, past=130, heads=(8, 1), size=20, value_size=12, dtype=dtype)
+        yield case(batch=1, new=70, heads=(4, 2), size=64, dtype=dtype)
+        yield case(batch=2, new=3, past=4, size=7, value_size=33, dtype=dtype, ranks=(4, 4, 4))
+        yield shared(batch=2, length=40, room=64, new=2, size=32, heads=(4, 2), dtype=dtype)
+    for size in (1, 64, 80, 96, 128, 256):
+        yield case(new=9, past=150, heads=(4, 2), size=size)
+        yield case(new=1, past=300, heads=(4, 4), size=size)
+    for ranks in ((3, 4, 4), (4, 3, 3), (3, 3, 4), (4, 4, 4)):
+        yield case(batch=2, new=7, heads=(6, 3), ranks=ranks)
+        yield case(batch=2, new=2, past=9, heads=(6, 3), ranks=ranks, present=False)
+
+    for causal in (0, 1):
+        for mask in MASK:
+            yield case(batch=3, new=6, past=11, heads=(4, 2), causal=causal, mask=padding(mask, 3, 17))
+        yield case(batch=2, new=150, heads=(4, 2), causal=causal, mask=padding("left", 2, 150, "int32"))
+        yield case(batch=2, new=4, past=3, causal=causal, mask=padding("holes", 2, 7, "bool"))
+        yield case(new=30, queries=7, past=3, causal=causal)
+        yield case(new=3, queries=9, causal=causal)
+        yield case(new=9, past=140, heads=(4, 2), causal=causal, window=5)
+        yield case(new=160, heads=(2, 1), causal=causal, window=40, present=False)
+        yield case(new=9, past=140, heads=(4, 2), causal=causal, softcap=2.5)
+        for shape in ((2, 4, 6, 16), (1, 4, 6, 16), (2, 1, 6, 16), (1, 1, 1, 16), (2, 1, 1, 16)):
+            yield case(batch=2, new=6, past=10, heads=(4, 2), causal=causal, bias=Random(shape, scale=2.0))
+    yield case(new=5, past=6, scale=0.3)
+    yield case(new=40, heads=(4, 2), bias=Random((1, 1, 40, 40), "float16"), dtype="float16")
+    yield case(new=40, heads=(4, 2), bias=Random((1, 1, 40, 40)), dtype="float16")
+    yield case(batch=2, new=6, softcap=3.0, window=4, bias=Random((1, 4, 6, 6)), mask=padding("holes", 2, 6))
+    lowest = np.where(np.arange(6)[:, None] < 2, np.finfo(np.float32).min, np.tri(6) - 1).astype(np.float32)
+    yield case(new=6, causal=0, bias=lowest[None, None])
+    yield case(new=6, causal=0, bias=np.where(np.tri(6, k=-2) > 0, 0, -np.inf).astype(np.float32)[None, None])
+    for mask in ("left", "right", "holes"):
+        yield shared(batch=3, length=50, room=60, new=1, mask=mask, heads=(4, 2))
+        yield shared(batch=3, length=9, room=9, new=4, mask=mask, heads=(4, 2))
+    yield shared(batch=1, length=30, room=200, new=30)
+
+    yield case(batch=0, new=3, past=2)
+    yield case(new=0, past=5)
+    yield case(batch=2, new=3, past=0, heads=(4, 2))
+    yield case(new=0)
+    yield case(new=2, queries=0, past=3)
+
+    for heads, size in (((32, 32), 128), ((32, 4), 64)):
+        for new, past in ((1, 1024), (1, 4000), (128, 0), (512, 0)):
+            yield case(new=new, past=past, heads=heads, size=size, benchmark=True)
