@@ -106,8 +106,8 @@ def symbol(name: str) -> Dim:
 
 
 def runtime_value(name: str) -> Dim:
-    """An integer that a run of the model provides: of either sign."""
-    return Dim({(Atom("value", (name,)),): 1})
+    """An integer that a run of the model provides: of either sign. Its symbol is `name()`, never a size's."""
+    return Dim({(Atom("value", (f"{name}()",)),): 1})
 
 
 def _operation(op: str, *args: Size) -> Dim:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from onnxfuse import dims
 from onnxfuse.facts import Facts
+from onnxfuse.verify.sessions import Session
 
 NODE_LIMIT = 400  # a mask of the wordiest exporter takes about 120 nodes
 CONSTANT_LIMIT = 1 << 24  # elements of a constant inside the subgraph, such as a stored triangular mask
@@ -51,16 +53,13 @@ class Cone:
             stored = self.facts.tensor(self.target)
             return feed[self.target.name] if stored is None else stored.numpy()
         try:
-            return self._session().run(None, {i.name: feed[i.name] for i in self._session().get_inputs()})[0]
+            return self._session.run(feed)[self.target.name]
         except Exception as error:  # ONNX Runtime raises its own types for shapes that do not fit together
             raise RuntimeError(f"{self.target.name!r} cannot be evaluated: {error}") from error
 
-    def _session(self):
-        if not hasattr(self, "_cached_session"):
-            from onnxfuse.runtime import plain_session
-
-            self._cached_session = plain_session(self._model())
-        return self._cached_session
+    @cached_property
+    def _session(self) -> Session:
+        return Session(ir.from_proto(self._model()), threads=1)
 
     def _model(self) -> onnx.ModelProto:
         def info(value: ir.Value) -> onnx.ValueInfoProto:

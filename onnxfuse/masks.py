@@ -22,8 +22,10 @@ from onnxfuse.facts import Facts
 
 HIDDEN = -9999.0  # added to a score, this or less leaves a weight of exactly zero in float32 beside any visible key
 SETTINGS = 6  # random sizes tried
+SMALL_WINDOW = 7  # windows up to this size show in those
 STATIC_RUNS = 3  # paddings tried where the model leaves no size open
-LARGEST = 8192  # sizes up to which a constant in the mask's subgraph is taken for a possible window
+LARGEST = 1 << 20  # a constant up to this size in the mask's subgraph is taken for a possible window
+SCORES = 1 << 22  # scores of the largest mask that is evaluated
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,9 @@ class _Trial:
         for value in self.behind.constants:
             constant = self.facts.constant(value)
             if constant is not None and constant.dtype.kind in "iuf":
-                entries = np.abs(constant.astype(np.float64).reshape(-1))
-                found.update(int(e) for e in entries if 7 < e <= LARGEST and e == int(e))
+                entries = constant.astype(np.float64).reshape(-1)
+                sizes = np.abs(entries[entries > HIDDEN])
+                found.update(int(e) for e in sizes if SMALL_WINDOW < e <= LARGEST and e == int(e))
         return found
 
     def run(self, sizes: Mapping[str, int], seed: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -176,6 +179,8 @@ def _fit(trial: _Trial) -> Mask | None:
     for seed, sizes in enumerate(trial.settings()):
         try:
             queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
+            if queries * keys > SCORES:
+                return None  # a window that cannot be tried cannot be ruled out
             seen, padding = trial.run(sizes, seed)
         except KeyError:
             return None  # a size that cannot be chosen
@@ -204,7 +209,11 @@ def _fit(trial: _Trial) -> Mask | None:
 
 def _candidates(trial: _Trial) -> list[Mask]:
     """Closed forms, the most general first: with a window only one that some size exceeded can be told apart."""
-    windows = [0, *range(1, 8), *sorted(trial._candidate_windows() | {w + 1 for w in trial._candidate_windows()})]
+    windows = [
+        0,
+        *range(1, SMALL_WINDOW + 1),
+        *sorted(trial._candidate_windows() | {w + 1 for w in trial._candidate_windows()}),
+    ]
     return [Mask(causal, w, trial.padding) for w in windows for causal in (False, True)]
 
 

@@ -17,6 +17,7 @@ EXPENSIVE = frozenset(
 )
 STANDARD = ""
 OWN = "onnxfuse"
+UNLISTED = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's own, in the standard's domain all the same
 
 # Parameters whose order carries no meaning.
 _UNORDERED_AXES = ("Reduce", "Squeeze", "Unsqueeze")

@@ -290,7 +290,7 @@ def operator(
     if open_attributes:
         parameters = {name: value for name, value in parameters.items() if name != "attributes"}
     for domain, op_type in ops:
-        if domain == operators.STANDARD:
+        if domain == operators.STANDARD and op_type not in operators.UNLISTED:
             _check_standard(op_type, patterns, parameters, open_attributes, location)
     expected = {name: _expectation(name, value, ops, location) for name, value in parameters.items()}
     made = Node(ops, patterns, expected, outputs, takes_more, open_attributes, location)

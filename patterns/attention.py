@@ -58,7 +58,7 @@ def for_every_query_head(x):
 
 def heads_first(x, x_rows):
     """x [B, N, S, D], or x_rows [B, S, N, D] transposed to it."""
-    return maybe.Cast(op.Transpose(x_rows, perm=HEADS_FIRST)) | x
+    return op.Transpose(x_rows, perm=HEADS_FIRST) | x
 
 
 def guarded(weights):
@@ -100,10 +100,10 @@ def attention(
     new_keys, new_values = heads_first(k, k_rows), heads_first(v, v_rows)
     keys = op.Concat(past_key, new_keys, axis=2) | new_keys
     values = op.Concat(past_value, new_values, axis=2) | new_values
-    queries = heads_first(q, q_rows)
+    queries = maybe.Cast(heads_first(q, q_rows))
 
     all_keys = for_every_query_head(keys)
-    turned = op.Transpose(all_keys, perm=[0, 1, 3, 2])
+    turned = maybe.Cast(op.Transpose(all_keys, perm=[0, 1, 3, 2]))
     raw = op.MatMul(
         any_of(queries * q_factor, queries / q_divisor, queries),
         any_of(turned * k_factor, op.Transpose(all_keys * k_factor, perm=[0, 1, 3, 2]), turned),
@@ -125,23 +125,24 @@ def supported(m):
     sizes = (m.N, m.K, m.D, m.E)
     yield all(isinstance(s, int) for s in sizes), f"heads and head sizes are {sizes}, expected known numbers"
     yield m.N % m.K == 0, "{m.N} query heads do not divide into groups for {m.K} key heads"
-    query = m.q or m.q_rows
-    yield query.dtype in m.FLOATS, f"q is {query}; kernels exist for {m.FLOATS}"
+    yield dtype(m) in m.FLOATS, "the values are {m.v}{m.v_rows}; kernels exist for {m.FLOATS}"
     yield (
         m.cap_factor is None or abs(m.cap * m.cap_factor - 1) < 1e-5,
         "the soft cap scales by {m.cap} and {m.cap_factor}",
     )
     yield m.hidden is None or m.hidden <= masks.HIDDEN, "hidden scores become {m.hidden}, which still counts"
     yield (m.past_key is None) == (m.past_value is None), "only one of key and value has a past"
+    for past in (m.past_key, m.past_value):
+        yield past is None or past.dtype == dtype(m), f"the past is {past}, the values are {dtype(m)}"
     for given in (m.mask, m.second_mask, m.visible):
         yield given is None or (given.rank is not None and given.rank <= 4), f"the mask is {given}"
 
 
 @attention.rewrite
 def fused(new, m):
-    q = flat_rows(new, m.q, m.q_rows, m.N * m.D)
-    k = flat_rows(new, m.k, m.k_rows, m.K * m.D)
-    v = flat_rows(new, m.v, m.v_rows, m.K * m.E)
+    q = flat_rows(new, m.q, m.q_rows, m.N * m.D, dtype(m))
+    k = flat_rows(new, m.k, m.k_rows, m.K * m.D, dtype(m))
+    v = flat_rows(new, m.v, m.v_rows, m.K * m.E, dtype(m))
     closed, bias = understood(new, m)
     wants_present = m.past_key is not None or any(read_elsewhere(value, m) for value in m.outputs[1:])
     results = new.Attention(
@@ -164,17 +165,23 @@ def fused(new, m):
     return laid_out(new, m, y), *(present or (None, None))
 
 
-def flat_rows(new, first, rows, width):
+def flat_rows(new, first, rows, width, dtype):
     """The captured tensor as [B, S, N*D]."""
     value = new.onnx.Transpose(first, perm=HEADS_FIRST) if first is not None else rows.value
-    return new.onnx.Reshape(value, np.array([0, 0, width]))
+    flat = new.onnx.Reshape(value, np.array([0, 0, width]))
+    return flat if (first or rows).dtype == dtype else new.onnx.Cast(flat, to=dtype)
+
+
+def dtype(m):
+    """The dtype to compute in: that of the values, to which torch's autocast brings queries and keys as well."""
+    return (m.v or m.v_rows).dtype
 
 
 def laid_out(new, m, y):
     """y [B, S, N*E] in the layout of the value it replaces, and in its dtype."""
     root = m.root
-    wanted, dtype = m.facts.dtype(m.outputs[0]), m.facts.dtype((m.q or m.q_rows).value)
-    if wanted != dtype:
+    wanted = m.facts.dtype(m.outputs[0])
+    if wanted != m.facts.dtype((m.v or m.v_rows).value):
         y = new.onnx.Cast(y, to=int(wanted))
     if root.op_type == "Reshape":
         return y

@@ -34,7 +34,8 @@ def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar()):
 @fusion(stage="norm", op="RMSNorm")
 def standard_rms_norm(x=tensor("... D"), weight=tensor("D")):
     """RMSNorm already written as ai.onnx RMSNormalization or as ONNX Runtime's SimplifiedLayerNormalization."""
-    return op.RMSNormalization(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
+    standard = op.RMSNormalization(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
+    return standard | op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
 
 
 @rms_norm.check
@@ -55,7 +56,7 @@ def fused_standard(new, m):
 
 
 def normed(new, m, epsilon):
-    """The operator, with Casts where the graph mixes dtypes: it gives x's dtype and takes weights of that or float32."""
+    """The operator, which gives x's dtype and takes weights of that or float32; Casts where the graph mixes others."""
     result = m.facts.dtype(m.outputs[0])
     if result is None:
         raise Refuse("the result's dtype is unknown")

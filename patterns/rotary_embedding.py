@@ -16,24 +16,42 @@ from onnxfuse.dsl import Refuse, any_of, fusion, op, scalar, tensor
 
 
 def halves(x, half, end):
-    """The two ways to cut x in the middle of its last axis."""
-    low, high = op.Split(x, axis=-1, split=None, outputs=2)
+    """The two ways to cut x in the middle of its last axis: (x1, x2)."""
     yield op.Slice(x, 0, half, axes=-1), op.Slice(x, half, end, axes=-1)
-    yield low, high
+    low, high = op.Split(x, ..., axis=-1, outputs=2)
+    yield low.where(is_half, "the parts are not halves"), high
+
+
+def is_half(part, facts):
+    """Whether `part` of a Split is as large as the other."""
+    whole, half = facts.shape(part.producer().inputs[0]), facts.shape(part)
+    return whole is not None and half is not None and whole[-1] == 2 * half[-1]
+
+
+def flattens_pairs(value, facts):
+    """Whether the Reshape takes [..., D/2, 2] to [..., D]."""
+    pairs, flat = facts.shape(value.producer().inputs[0]), facts.shape(value)
+    return pairs is not None and flat == (*pairs[:-2], pairs[-2] * 2) and pairs[-1] == 2
 
 
 @fusion(stage="rotary", op="RotaryEmbedding", tolerance={"float32": 4e-6, "float16": 6e-3, "bfloat16": 5e-2})
-def rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor(), half=scalar(), end=scalar()):
+def rotary_embedding(
+    x=tensor("_ _ _ D"), rows=tensor("_ _ _ D"), cos=tensor(), sin=tensor(), half=scalar(), end=scalar()
+):
     """Rotary embedding of half-split pairs: y = x * cos + concat(-x2, x1) * sin."""
-    turned = any_of(*(op.Concat(-x2, x1, axis=-1) for x1, x2 in halves(x, half, end)))
-    return x * cos + turned * sin
+
+    def turned(value):
+        return any_of(*(op.Concat(-x2, x1, axis=-1) for x1, x2 in halves(value, half, end)))
+
+    # ONNX Runtime's optimizer turns the halves before the heads are transposed
+    late = op.Transpose(rows, perm=[0, 2, 1, 3])
+    return x * cos + turned(x) * sin | late * cos + op.Transpose(turned(rows), perm=[0, 2, 1, 3]) * sin
 
 
 @fusion(stage="rotary", op="RotaryEmbedding", tolerance={"float32": 4e-6, "float16": 6e-3, "bfloat16": 5e-2})
 def interleaved_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor(), end=scalar()):
     """Rotary embedding of interleaved pairs: y[2i] = x1*cos - x2*sin, y[2i+1] = x2*cos + x1*sin."""
-    pairs = op.Reshape(x, ...)
-    first, second = op.Split(pairs, axis=-1, split=None, outputs=2)
+    first, second = op.Split(op.Reshape(x, ...), ..., axis=-1, outputs=2)
     alternatives = [
         (op.Slice(x, 0, end, axes=-1, steps=2), op.Slice(x, 1, end, axes=-1, steps=2)),
         (op.Squeeze(first, axes=[-1]), op.Squeeze(second, axes=[-1])),
@@ -42,7 +60,7 @@ def interleaved_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor()
     for x1, x2 in alternatives:
         even, odd = x1 * cos - x2 * sin, x2 * cos + x1 * sin
         stacked.append(op.Concat(op.Unsqueeze(even, axes=[-1]), op.Unsqueeze(odd, axes=[-1]), axis=-1))
-    return op.Reshape(any_of(*stacked), ...)
+    return op.Reshape(any_of(*stacked), ...).where(flattens_pairs, "the pairs are not laid out one after another")
 
 
 @rotary_embedding.check
@@ -55,12 +73,15 @@ def cut_in_the_middle(m):
 @rotary_embedding.check
 @interleaved_rotary_embedding.check
 def supported(m):
-    yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; kernels exist for {m.FLOATS}"
-    yield m.facts.shape(m.outputs[0]) == m.x.shape, "the result has not x's shape"
+    x = m.x or m.rows
+    yield x.shape is not None, f"x is {x}: its shape is unknown"
+    yield x.dtype in m.FLOATS, f"x is {x}; kernels exist for {m.FLOATS}"
     for table in (m.cos, m.sin):
-        yield table.dtype in (m.x.dtype, "float32"), f"a table is {table}, x is {m.x}"
+        yield table.dtype in (x.dtype, "float32"), f"a table is {table}, x is {x}"
     yield m.cos.shape == m.sin.shape, "cos is {m.cos}, sin is {m.sin}"
-    yield heads_axis(m) is not None, "cos is {m.cos}, x is {m.x}: not one row of the table a position"
+    yield x is m.x or heads_axis(m) == 1, "x is {m.rows} before its Transpose: not [B, S, N, D]"
+    yield heads_axis(m) is not None, f"cos is {m.cos}, x is {x}: not one row of the table a position"
+    yield not turns_backwards(m.cos, m.sin), "cos is {m.cos}, sin is {m.sin}: they turn backwards, as if exchanged"
 
 
 @interleaved_rotary_embedding.check
@@ -80,9 +101,12 @@ def fused_interleaved(new, m):
 
 
 def heads_axis(m):
-    """1 for x [B, N, S, D], 2 for x [B, S, N, D], as the table's shape tells; None where it fits neither."""
-    table, x = m.cos.shape, m.x.shape
-    if table is None or x is None or len(table) != 4 or len(x) != 4 or table[-1] not in (m.D, m.D // 2):
+    """1 where the heads of the turned [B, N, S, D] stand before its positions, 2 for [B, S, N, D], None for neither.
+
+    The table tells: it has one row a position, and size one where the heads are.
+    """
+    table, x = m.cos.shape, turned_shape(m)
+    if table is None or x is None or len(table) != 4 or table[-1] not in (m.D, m.D // 2):
         return None
     for heads, length in ((1, 2), (2, 1)):
         if table[heads] == 1 and fits(table[length], x[length]) and (table[0] == 1 or fits(table[0], x[0])):
@@ -90,21 +114,39 @@ def heads_axis(m):
     return None
 
 
+def turned_shape(m):
+    """The shape of the tensor that is multiplied by cos."""
+    if m.x is not None:
+        return m.x.shape
+    batch, length, heads, size = m.rows.shape
+    return batch, heads, length, size
+
+
 def fits(a, b):
     """Whether two sizes may be equal: not two different known ones, nor a known one against an open one."""
     return a == b or not (isinstance(a, int) or isinstance(b, int))
 
 
+def turns_backwards(cos, sin):
+    """Whether a constant table's angles fall from row to row, in its slowest pair."""
+    if cos.constant is None or sin.constant is None or cos.constant.ndim != 4:
+        return False
+    c, s = (t.constant[0].reshape(-1, t.shape[-1])[:, t.shape[-1] // 2 - 1].astype(np.float64) for t in (cos, sin))
+    return bool((s[1:] * c[:-1] - c[1:] * s[:-1] < 0).any())
+
+
 def rotated(new, m, interleaved):
-    """The operator on [B, S, N*D], between the Reshapes and the Transpose that the graph's layout needs."""
+    """The operator on [B, S, N*D], between the Reshapes and the Transposes that the graph's layout needs."""
     axis = heads_axis(m)
-    x, heads = m.x.value, m.x.shape[axis]
+    heads = turned_shape(m)[axis]
     if not isinstance(heads, int):
         raise Refuse(f"the number of heads is {heads}, expected a known number")
     cos, sin = (table(new, t, axis) for t in (m.cos, m.sin))
-    if axis == 1:
-        x = new.onnx.Transpose(x, perm=[0, 2, 1, 3])
-    flat = new.onnx.Reshape(x, np.array([0, 0, heads * m.D]))
+    if m.x is None:
+        rows = m.rows.value
+    else:
+        rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3]) if axis == 1 else m.x.value
+    flat = new.onnx.Reshape(rows, np.array([0, 0, heads * m.D]))
     y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved)
     y = new.onnx.Reshape(y, np.array([0, 0, heads, m.D]))
     return new.onnx.Transpose(y, perm=[0, 2, 1, 3]) if axis == 1 else y

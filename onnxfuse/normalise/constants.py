@@ -26,6 +26,59 @@ def known_integers(node: ir.Node, site: Site) -> ir.Value | None:
 
 
 @simplifies("*")
+def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
+    """Integers that follow from the model's sizes are computed once: equal ones share the first value that holds them."""
+    output = node.outputs[0]
+    content = site.facts.content(output)
+    if len(node.outputs) != 1 or not content or node.graph is not site.facts.model.graph or output.is_graph_output():
+        return None
+    if node.op_type == "Shape":
+        return None
+    key = (site.facts.dtype(output), site.facts.shape(output), tuple(content))
+    first = site.sizes.setdefault(key, output)
+    if first is not output:
+        return first
+    is_size = len(content) == 1 and site.facts.dtype(output) == ir.DataType.INT64
+    source = _input_with_size(content[0], site) if is_size else None
+    if source is None or _reads_input_shape(node):
+        return None
+    value, axis = source
+    site.sizes[key] = site.op("Gather", site.op("Shape", value), site.constant(_index(axis, output, site)), axis=0)
+    return site.sizes[key]
+
+
+@simplifies("Shape")
+def shape_of_input(node: ir.Node, site: Site) -> ir.Value | None:
+    """The shape of an inner value that has the shape of a graph input is read from that input."""
+    shape = site.facts.shape(node.inputs[0])
+    if node.inputs[0].is_graph_input() or not shape:
+        return None
+    same = next((v for v in site.facts.model.graph.inputs if site.facts.shape(v) == shape), None)
+    return None if same is None else site.op("Shape", same, **{k: a.value for k, a in node.attributes.items()})
+
+
+def _input_with_size(size: object, site: Site) -> tuple[ir.Value, int] | None:
+    """A graph input and its axis that has this symbolic size."""
+    for value in site.facts.model.graph.inputs:
+        shape = site.facts.shape(value) or ()
+        if size in shape:
+            return value, shape.index(size)
+    return None
+
+
+def _reads_input_shape(node: ir.Node) -> bool:
+    """Whether the node is Shape(graph input), or Gather(Shape(graph input), i)."""
+    source = node.inputs[0]
+    if node.op_type == "Gather" and source is not None and source.producer() is not None:
+        node = source.producer()
+    return node.op_type == "Shape" and node.inputs[0].is_graph_input()
+
+
+def _index(axis: int, output: ir.Value, site: Site) -> np.ndarray:
+    return np.full(site.facts.shape(output), axis, dtype=np.int64)
+
+
+@simplifies("*")
 def folded(node: ir.Node, site: Site) -> ir.Value | None:
     """A node whose inputs are all constants becomes one."""
     if len(node.outputs) != 1 or not node.inputs or node.op_type in RANDOM or _has_subgraph(node):

@@ -9,7 +9,7 @@ from onnxfuse.normalise.sweep import Site, simplifies
 from onnxfuse.shape_rules import SENTINEL, Shape
 
 # x as the first type, then as the second, then as the first again, is x
-_LOSSLESS = {
+LOSSLESS = {
     ir.DataType.FLOAT16: {ir.DataType.FLOAT, ir.DataType.DOUBLE},
     ir.DataType.BFLOAT16: {ir.DataType.FLOAT, ir.DataType.DOUBLE},
     ir.DataType.FLOAT: {ir.DataType.DOUBLE},
@@ -25,13 +25,13 @@ def _same_shape(a: ir.Value, b: ir.Value, site: Site) -> bool:
     return shape is not None and shape == site.facts.shape(b)
 
 
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The ai.onnx node of this type that makes `value` as its first output."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type and not node.domain and value.index() == 0 else None
 
 
-def _attr(node: ir.Node, name: str, default=None):
+def attr(node: ir.Node, name: str, default=None):
     return node.attributes[name].value if name in node.attributes else default
 
 
@@ -63,11 +63,11 @@ def cast(node: ir.Node, site: Site) -> ir.Value | None:
         return x if to is not None else None
     if node.op_type == "CastLike":
         return site.op("Cast", x, to=int(to))
-    inner = _producer(x, "Cast")
+    inner = producer(x, "Cast")
     if inner is None:
         return None
     source = site.facts.dtype(inner.inputs[0])
-    if site.facts.dtype(x) in _LOSSLESS.get(source, ()):
+    if site.facts.dtype(x) in LOSSLESS.get(source, ()):
         return inner.inputs[0] if source == to else site.op("Cast", inner.inputs[0], to=int(to))
     return None
 
@@ -86,7 +86,13 @@ def keeps_shape(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("Concat")
 def concat_of_one(node: ir.Node, site: Site) -> ir.Value | None:
-    return node.inputs[0] if len(node.inputs) == 1 else None
+    """Empty operands add nothing; one operand alone is the result."""
+    shapes = [site.facts.shape(v) for v in node.inputs]
+    axis = attr(node, "axis")
+    kept = [v for v, s in zip(node.inputs, shapes, strict=True) if s is None or s[axis] != 0] or node.inputs[:1]
+    if len(kept) == 1:
+        return kept[0]
+    return site.op("Concat", *kept, axis=axis) if len(kept) < len(node.inputs) else None
 
 
 _NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0, "And": True, "Or": False, "Pow": 1}
@@ -121,27 +127,19 @@ def known_choice(node: ir.Node, site: Site) -> ir.Value | None:
 @simplifies("Transpose")
 def transpose(node: ir.Node, site: Site) -> ir.Value | None:
     rank = site.facts.rank(node.inputs[0])
-    perm = _attr(node, "perm") or (list(range(rank))[::-1] if rank is not None else None)
+    perm = attr(node, "perm") or (list(range(rank))[::-1] if rank is not None else None)
     if perm is None:
         return None
     if list(perm) == sorted(perm):
         return node.inputs[0]
-    inner = _producer(node.inputs[0], "Transpose")
+    inner = producer(node.inputs[0], "Transpose")
     if inner is None:
         return None
-    first = _attr(inner, "perm") or list(range(len(perm)))[::-1]
+    first = attr(inner, "perm") or list(range(len(perm)))[::-1]
     composed = [first[p] for p in perm]
     if composed == TURNED_KEYS and site.canonical:
         return None
     return site.op("Transpose", inner.inputs[0], perm=composed)
-
-
-@simplifies("Transpose")
-def turned_keys(node: ir.Node, site: Site) -> ir.Value | None:
-    """Keys [B, L, K, D] to [B, K, D, L] in one step, written in the two steps that the attention pattern describes."""
-    if not site.canonical or list(_attr(node, "perm") or ()) != TURNED_KEYS:
-        return None
-    return site.op("Transpose", site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2])
 
 
 def _reshape_target(source: Shape, shape: Shape) -> list[int] | None:
@@ -186,9 +184,9 @@ def reshape(node: ir.Node, site: Site) -> ir.Value | None:
 @simplifies("Reshape")
 def transpose_of_matrices(node: ir.Node, site: Site) -> ir.Value | None:
     """Reshape to 3-D, swap the last two axes, Reshape back: torch's rank-independent transpose of the last two axes."""
-    swap = _producer(node.inputs[0], "Transpose")
-    flat = _producer(swap.inputs[0], "Reshape") if swap is not None else None
-    if flat is None or list(_attr(swap, "perm") or ()) != [0, 2, 1]:
+    swap = producer(node.inputs[0], "Transpose")
+    flat = producer(swap.inputs[0], "Reshape") if swap is not None else None
+    if flat is None or list(attr(swap, "perm") or ()) != [0, 2, 1]:
         return None
     x, out = site.facts.shape(flat.inputs[0]), site.facts.shape(node.outputs[0])
     middle = site.facts.shape(flat.outputs[0])
@@ -203,7 +201,7 @@ def transpose_of_matrices(node: ir.Node, site: Site) -> ir.Value | None:
 @simplifies("Unsqueeze")
 def unsqueeze_of_unsqueeze(node: ir.Node, site: Site) -> ir.Value | None:
     """Two Unsqueezes are one."""
-    inner = _producer(node.inputs[0], "Unsqueeze")
+    inner = producer(node.inputs[0], "Unsqueeze")
     if inner is None or "axes" in node.attributes or "axes" in inner.attributes:
         return None
     outer_axes, inner_axes = site.facts.content(node.inputs[1]), site.facts.content(inner.inputs[1])
@@ -246,20 +244,20 @@ def _from_zero(node: ir.Node, axis: int, site: Site) -> bool:
 @simplifies("Gather")
 def gather_of_cut_table(node: ir.Node, site: Site) -> ir.Value | None:
     """table[:n][i] is table[i]; both refuse an index beyond their end, and an export never looks up a negative one."""
-    cut = _producer(node.inputs[0], "Slice")
+    cut = producer(node.inputs[0], "Slice")
     if cut is None or not site.facts.is_constant(cut.inputs[0]):
         return None
-    axis = _attr(node, "axis", 0) % site.facts.rank(cut.inputs[0])
+    axis = attr(node, "axis", 0) % site.facts.rank(cut.inputs[0])
     return site.op("Gather", cut.inputs[0], node.inputs[1], axis=axis) if _from_zero(cut, axis, site) else None
 
 
 @simplifies("Squeeze")
 def squeeze_of_cut_table(node: ir.Node, site: Site) -> ir.Value | None:
     """A constant's axes are squeezed before it is cut: that squeeze is a constant."""
-    cut = _producer(node.inputs[0], "Slice")
+    cut = producer(node.inputs[0], "Slice")
     if cut is None or not site.facts.is_constant(cut.inputs[0]) or len(cut.inputs) < 4:
         return None
-    gone = _attr(node, "axes") or (site.facts.content(node.inputs[1]) if len(node.inputs) > 1 else None)
+    gone = attr(node, "axes") or (site.facts.content(node.inputs[1]) if len(node.inputs) > 1 else None)
     axes, shape = site.facts.content(cut.inputs[3]), site.facts.shape(cut.inputs[0])
     if gone is None or axes is None:
         return None

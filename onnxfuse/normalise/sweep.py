@@ -36,6 +36,7 @@ class Site:
         self.canonical = canonical  # whether patterns are matched afterwards
         self.node: ir.Node | None = None
         self.queue: list[ir.Node] = []  # nodes that a rule put in front of the current one
+        self.sizes: dict[tuple, ir.Value] = {}  # the value that holds these symbolic integers, by dtype and content
         self._constants: dict[tuple, ir.Value] = {}
         self._names = {v.name for n in ir.traversal.RecursiveGraphIterator(facts.model.graph) for v in n.outputs}
         self._names |= {v.name for v in facts.model.graph.inputs} | set(facts.model.graph.initializers)
@@ -83,7 +84,7 @@ def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
     `canonical`: in the form that patterns expect, even where that takes a node more.
     """
     # the rules register themselves when their modules are imported
-    from onnxfuse.normalise import branches, constants, simplify  # noqa: F401
+    from onnxfuse.normalise import branches, canonical, constants, simplify  # noqa: F401
 
     _sweep(graph, Site(facts, canonical))
 
