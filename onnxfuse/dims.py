@@ -193,7 +193,20 @@ def broadcast(a: Size | None, b: Size | None) -> Size | None:
         return a
     if a is None or b is None:
         return None
+    for cut, whole in ((a, b), (b, a)):
+        if _is_cut_of(cut, whole):
+            return whole
     return _operation("broadcast", *sorted((a, b), key=repr))
+
+
+def _is_cut_of(cut: Size, whole: Size) -> bool:
+    """Whether `cut` is min(whole, n) with n > 1: where they meet by broadcasting, nothing can have been cut off."""
+    if not isinstance(cut, Dim) or len(cut.terms) != 1 or len(cut.terms[0][0]) != 1 or cut.terms[0][1] != 1:
+        return False
+    atom = cut.terms[0][0][0]
+    if atom.op != "min" or whole not in atom.args:
+        return False
+    return all(arg == whole or (isinstance(arg, int) and arg > 1) for arg in atom.args)
 
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {

@@ -11,7 +11,9 @@ Refuses: quantised weights (their products stay, SwiGLU still fuses); a projecti
 
 import math
 
-from onnxfuse.dsl import any_of, constant, fusion, one_of, op, tensor
+import numpy as np
+
+from onnxfuse.dsl import any_of, constant, fusion, one_of, op, scalar, tensor
 
 own = op.ns("onnxfuse")
 SQRT_HALF, SQRT_2_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
@@ -42,19 +44,25 @@ def gated_mlp(
     x=tensor("... H"),
     gate_weight=constant("H I"),
     up_weight=constant("H I"),
+    packed_weight=constant("H _"),
     down_weight=constant("I O"),
     gate_bias=constant("I"),
     up_bias=constant("I"),
     down_bias=constant("O"),
+    half=scalar(),
+    end=scalar(),
 ):
     """Gated MLP: y = (act(x @ Wg + bg) * (x @ Wu + bu)) @ Wd + bd."""
-    gate = linear(x, gate_weight, gate_bias)
-    up = linear(x, up_weight, up_bias)
+    separate = linear(x, gate_weight, gate_bias), linear(x, up_weight, up_bias)
+    packed = op.MatMul(x, packed_weight)  # Phi-3: the gate's columns, then the up projection's
+    split = op.Split(packed, ..., axis=-1, outputs=2)
+    sliced = op.Slice(packed, 0, half, axes=-1), op.Slice(packed, half, end, axes=-1)
+    pairs = [separate, split, sliced]
     product = one_of(
         "activation",
-        silu=own.SwiGLU(gate, up),
-        gelu=gelu_erf(gate) * up,
-        gelu_tanh=gelu_tanh(gate) * up,
+        silu=any_of(*(own.SwiGLU(gate, up) for gate, up in pairs)),
+        gelu=any_of(*(gelu_erf(gate) * up for gate, up in pairs)),
+        gelu_tanh=any_of(*(gelu_tanh(gate) * up for gate, up in pairs)),
     )
     return linear(product, down_weight, down_bias)
 
@@ -62,8 +70,12 @@ def gated_mlp(
 @gated_mlp.check
 def supported(m):
     yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; kernels exist for {m.FLOATS}"
-    for weight in (m.gate_weight, m.up_weight, m.down_weight):
-        yield weight.dtype == m.x.dtype, f"a weight is {weight}, x is {m.x}"
+    for weight in (m.gate_weight, m.up_weight, m.packed_weight, m.down_weight):
+        yield weight is None or weight.dtype == m.x.dtype, f"a weight is {weight}, x is {m.x}"
+    if m.packed_weight is not None:
+        yield m.packed_weight.shape[1] == 2 * m.I, "the packed weight is {m.packed_weight}, expected 2 * {m.I} columns"
+        yield m.half is None or m.half == m.I, "gate and up are cut at {m.half}, expected {m.I}"
+        yield m.end is None or m.end >= 2 * m.I, "the up projection ends at {m.end}, expected {m.I} * 2"
 
 
 @gated_mlp.rewrite
@@ -71,4 +83,13 @@ def fused(new, m):
     biases = [m.gate_bias, m.up_bias, m.down_bias]
     while biases and biases[-1] is None:
         biases.pop()
-    return new.GatedMLP(m.x, m.gate_weight, m.up_weight, m.down_weight, *biases, activation=m.activation)
+    gate, up = m.gate_weight, m.up_weight
+    if m.packed_weight is not None:  # slices of a constant: they become weights when the model is written
+        gate = columns(new, m.packed_weight, 0, m.I)
+        up = columns(new, m.packed_weight, m.I, 2 * m.I)
+    return new.GatedMLP(m.x, gate, up, m.down_weight, *biases, activation=m.activation)
+
+
+def columns(new, weight, start, end):
+    """Columns start..end of a weight."""
+    return new.onnx.Slice(weight, np.array([start]), np.array([end]), np.array([1]))

@@ -12,7 +12,7 @@ Refuses: another sign or order of the halves, a table that doesn't have one row 
 
 import numpy as np
 
-from onnxfuse.dsl import Refuse, any_of, fusion, op, scalar, tensor
+from onnxfuse.dsl import Refuse, any_of, attr, fusion, op, scalar, tensor
 
 
 def halves(x, half, end):
@@ -49,9 +49,11 @@ def rotary_embedding(
 
 
 @fusion(stage="rotary", op="RotaryEmbedding", tolerance={"float32": 4e-6, "float16": 6e-3, "bfloat16": 5e-2})
-def interleaved_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor(), end=scalar()):
+def interleaved_rotary_embedding(
+    x=tensor("_ _ _ D"), pairs=tensor("_ _ _ H 2"), cos=tensor(), sin=tensor(), end=scalar()
+):
     """Rotary embedding of interleaved pairs: y[2i] = x1*cos - x2*sin, y[2i+1] = x2*cos + x1*sin."""
-    first, second = op.Split(op.Reshape(x, ...), ..., axis=-1, outputs=2)
+    first, second = op.Split(pairs, ..., axis=-1, outputs=2)
     alternatives = [
         (op.Slice(x, 0, end, axes=-1, steps=2), op.Slice(x, 1, end, axes=-1, steps=2)),
         (op.Squeeze(first, axes=[-1]), op.Squeeze(second, axes=[-1])),
@@ -63,6 +65,12 @@ def interleaved_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor()
     return op.Reshape(any_of(*stacked), ...).where(flattens_pairs, "the pairs are not laid out one after another")
 
 
+@fusion(stage="rotary", op="RotaryEmbedding")
+def standard_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor("B|1 S W"), sin=tensor("B|1 S W")):
+    """Rotary embedding already written as ai.onnx RotaryEmbedding (opset 23), on [B, N, S, D]."""
+    return op.RotaryEmbedding(x, cos, sin, interleaved=attr("interleaved"), num_heads=attr(), rotary_embedding_dim=0)
+
+
 @rotary_embedding.check
 def cut_in_the_middle(m):
     yield isinstance(m.D, int) and m.D % 2 == 0, "the size of a head is {m.D}, expected a known even number"
@@ -71,23 +79,32 @@ def cut_in_the_middle(m):
 
 
 @rotary_embedding.check
-@interleaved_rotary_embedding.check
-def supported(m):
-    x = m.x or m.rows
-    yield x.shape is not None, f"x is {x}: its shape is unknown"
-    yield x.dtype in m.FLOATS, f"x is {x}; kernels exist for {m.FLOATS}"
-    for table in (m.cos, m.sin):
-        yield table.dtype in (x.dtype, "float32"), f"a table is {table}, x is {x}"
-    yield m.cos.shape == m.sin.shape, "cos is {m.cos}, sin is {m.sin}"
-    yield x is m.x or heads_axis(m) == 1, "x is {m.rows} before its Transpose: not [B, S, N, D]"
-    yield heads_axis(m) is not None, f"cos is {m.cos}, x is {x}: not one row of the table a position"
-    yield not turns_backwards(m.cos, m.sin), "cos is {m.cos}, sin is {m.sin}: they turn backwards, as if exchanged"
+def before_the_transpose(m):
+    yield m.rows is None or heads_axis(m) == 1, "cos is {m.cos}, x is {m.rows} before its Transpose"
 
 
 @interleaved_rotary_embedding.check
 def whole_pairs(m):
-    yield isinstance(m.D, int) and m.D % 2 == 0, "the size of a head is {m.D}, expected a known even number"
     yield m.end is None or m.end >= m.D, "the pairs end at {m.end}, expected {m.D}"
+
+
+@rotary_embedding.check
+@interleaved_rotary_embedding.check
+def supported(m):
+    x = next(c for c in m.captured.values() if c.name in ("x", "rows", "pairs"))
+    yield x.shape is not None and isinstance(x.shape[-1], int), f"x is {x}: its shape is unknown"
+    yield x.dtype in m.FLOATS, f"x is {x}; kernels exist for {m.FLOATS}"
+    for table in (m.cos, m.sin):
+        yield table.dtype in (x.dtype, "float32"), f"a table is {table}, x is {x}"
+    yield m.cos.shape == m.sin.shape, "cos is {m.cos}, sin is {m.sin}"
+    yield heads_axis(m) is not None, f"cos is {m.cos}, x is {x}: not one row of the table a position"
+    yield not turns_backwards(m.cos, m.sin), "cos is {m.cos}, sin is {m.sin}: they turn backwards, as if exchanged"
+
+
+@standard_rotary_embedding.check
+def heads_known(m):
+    yield m.x.dtype in m.FLOATS, "x is {m.x}; kernels exist for {m.FLOATS}"
+    yield isinstance(m.x.shape[1], int), "the number of heads is unknown: x is {m.x}"
 
 
 @rotary_embedding.rewrite
@@ -100,13 +117,20 @@ def fused_interleaved(new, m):
     return rotated(new, m, interleaved=1)
 
 
+@standard_rotary_embedding.rewrite
+def fused_standard(new, m):
+    rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3])
+    y = turned_rows(new, rows, m.cos.value, m.sin.value, m.x.shape[1], m.D, m.interleaved)
+    return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
+
+
 def heads_axis(m):
     """1 where the heads of the turned [B, N, S, D] stand before its positions, 2 for [B, S, N, D], None for neither.
 
     The table tells: it has one row a position, and size one where the heads are.
     """
     table, x = m.cos.shape, turned_shape(m)
-    if table is None or x is None or len(table) != 4 or table[-1] not in (m.D, m.D // 2):
+    if table is None or x is None or len(table) != 4 or table[-1] not in (x[-1], x[-1] // 2):
         return None
     for heads, length in ((1, 2), (2, 1)):
         if table[heads] == 1 and fits(table[length], x[length]) and (table[0] == 1 or fits(table[0], x[0])):
@@ -115,9 +139,11 @@ def heads_axis(m):
 
 
 def turned_shape(m):
-    """The shape of the tensor that is multiplied by cos."""
+    """The shape of the tensor whose pairs are turned."""
     if m.x is not None:
         return m.x.shape
+    if m.fusion is interleaved_rotary_embedding:
+        return (*m.pairs.shape[:3], 2 * m.pairs.shape[3])
     batch, length, heads, size = m.rows.shape
     return batch, heads, length, size
 
@@ -138,18 +164,23 @@ def turns_backwards(cos, sin):
 def rotated(new, m, interleaved):
     """The operator on [B, S, N*D], between the Reshapes and the Transposes that the graph's layout needs."""
     axis = heads_axis(m)
-    heads = turned_shape(m)[axis]
+    heads, size = turned_shape(m)[axis], turned_shape(m)[3]
     if not isinstance(heads, int):
         raise Refuse(f"the number of heads is {heads}, expected a known number")
     cos, sin = (table(new, t, axis) for t in (m.cos, m.sin))
     if m.x is None:
-        rows = m.rows.value
+        rows = m.rows.value if interleaved == 0 else new.onnx.Reshape(m.pairs, np.array([0, 0, 0, size]))
     else:
         rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3]) if axis == 1 else m.x.value
-    flat = new.onnx.Reshape(rows, np.array([0, 0, heads * m.D]))
-    y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved)
-    y = new.onnx.Reshape(y, np.array([0, 0, heads, m.D]))
+    y = turned_rows(new, rows, cos, sin, heads, size, interleaved)
     return new.onnx.Transpose(y, perm=[0, 2, 1, 3]) if axis == 1 else y
+
+
+def turned_rows(new, rows, cos, sin, heads, size, interleaved):
+    """The operator on rows [B, S, N, D]."""
+    flat = new.onnx.Reshape(rows, np.array([0, 0, heads * size]))
+    y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved)
+    return new.onnx.Reshape(y, np.array([0, 0, heads, size]))
 
 
 def table(new, captured, axis):

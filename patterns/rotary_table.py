@@ -8,7 +8,7 @@ The exporters write the outer product as Mul (torch 2.13 dynamo) or as MatMul an
 Numerics: the same product, cosine and sine in float32.
 """
 
-from onnxfuse.dsl import any_of, constant, fusion, maybe, op, scalar, tensor
+from onnxfuse.dsl import any_of, constant, fusion, maybe, one_of, op, scalar, tensor
 
 
 def column(positions):
@@ -34,8 +34,8 @@ def rotary_table(positions=tensor("B S"), frequencies=constant(), scale=scalar()
         op.MatMul(column(positions), spread),
         op.Transpose(op.MatMul(spread, row(positions)), perm=[0, 2, 1]),
     )
-    full = op.Concat(angle, angle, axis=-1)
-    cos, sin = op.Cos(full), op.Sin(full)
+    angles = one_of("width", full=op.Concat(angle, angle, axis=-1), half=angle)
+    cos, sin = op.Cos(angles), op.Sin(angles)
     return cos * scale | cos, sin * scale | sin
 
 
@@ -45,7 +45,7 @@ def outer_product(m):
     shape = m.frequencies.shape
     yield shape is not None and sum(s != 1 for s in shape) <= 1, "inv_freq is {m.frequencies}: more than one axis"
     yield m.frequencies.constant is not None, "inv_freq is {m.frequencies}: too large to be one"
-    expected = (*m.positions.shape, 2 * m.frequencies.constant.size)
+    expected = (*m.positions.shape, m.frequencies.constant.size * (2 if m.width == "full" else 1))
     yield m.facts.shape(m.outputs[0]) == expected, f"the table is {m.facts.shape(m.outputs[0])}, expected {expected}"
 
 
@@ -56,4 +56,6 @@ def fused(new, m):
         positions = new.onnx.Cast(positions, to="int64")
     frequencies = new.constant(m.frequencies.constant.reshape(-1), "inv_freq")
     cos, sin = new.RotaryTable(positions, frequencies, scale=m.scale, outputs=2)
+    if m.width == "half":
+        return cos, sin
     return new.onnx.Concat(cos, cos, axis=-1), new.onnx.Concat(sin, sin, axis=-1)

@@ -21,11 +21,34 @@ def skip_rms_norm(x=tensor("... D"), skip=tensor("... D"), weight=tensor("D")):
     return own.RMSNorm(total, weight, epsilon=attr("epsilon")), total
 
 
+@fusion(stage="residual", op="SkipRMSNorm")
+def microsoft_skip_rms_norm(x=tensor("... D"), skip=tensor("... D"), weight=tensor("D")):
+    """Residual addition and RMSNorm already fused by ONNX Runtime's own tools (SkipSimplifiedLayerNormalization)."""
+    norm = op.ns("com.microsoft").SkipSimplifiedLayerNormalization
+    y, _, _, total = norm(x, skip, weight, epsilon=attr("epsilon"), outputs=4)
+    return y, total
+
+
+@fusion(stage="residual", op="SkipRMSNorm")
+def microsoft_last_skip_rms_norm(x=tensor("... D"), skip=tensor("... D"), weight=tensor("D")):
+    """The same before the output projection, where the sum is not wanted."""
+    norm = op.ns("com.microsoft").SkipSimplifiedLayerNormalization
+    return norm(x, skip, weight, epsilon=attr("epsilon"))
+
+
 @skip_rms_norm.check
+@microsoft_last_skip_rms_norm.check
+@microsoft_skip_rms_norm.check
 def same_shape(m):
     yield m.x.shape is not None and m.x.shape == m.skip.shape, "x is {m.x}, skip is {m.skip}: the sum broadcasts"
 
 
 @skip_rms_norm.rewrite
+@microsoft_skip_rms_norm.rewrite
 def fused(new, m):
     return new.SkipRMSNorm(m.x, m.skip, m.weight, epsilon=m.epsilon, outputs=2)
+
+
+@microsoft_last_skip_rms_norm.rewrite
+def fused_last(new, m):
+    return new.SkipRMSNorm(m.x, m.skip, m.weight, epsilon=m.epsilon, outputs=2)[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
 
 MASK = ("all", "left", "right", "holes", "blind")

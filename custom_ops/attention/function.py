@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
-
 from onnxfuse.custom_ops.body import Body
 
 

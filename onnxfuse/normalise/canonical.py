@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, attr, producer
@@ -16,9 +17,24 @@ def turned_keys(node: ir.Node, site: Site) -> ir.Value | None:
     return site.op("Transpose", site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2])
 
 
+@simplifies("com.microsoft.FusedMatMul")
+def fused_matmul(node: ir.Node, site: Site) -> ir.Value | None:
+    """alpha * (A' @ B') as ONNX Runtime's optimizer writes it, in standard operators."""
+    batches = attr(node, "transBatchA", 0) or attr(node, "transBatchB", 0)
+    ranks = [site.facts.rank(v) for v in node.inputs]
+    if not site.canonical or batches or None in ranks or min(ranks) < 2:
+        return None
+    operands = []
+    for value, rank, name in zip(node.inputs, ranks, ("transA", "transB"), strict=True):
+        swapped = [*range(rank - 2), rank - 1, rank - 2]
+        operands.append(site.op("Transpose", value, perm=swapped) if attr(node, name, 0) else value)
+    scale = np.array(attr(node, "alpha", 1.0), dtype=site.facts.dtype(node.inputs[0]).numpy())
+    return site.op("Mul", site.op("MatMul", *operands), site.constant(scale))
+
+
 @simplifies("Cast")
 def widening_cast_of_parts(node: ir.Node, site: Site) -> ir.Value | None:
-    """Cast(Concat(-x2, x1)) to a wider dtype is Concat(-Cast(x2), Cast(x1)): torch's autocast turns halves, then widens."""
+    """Cast(Concat(-x2, x1)) to a wider dtype is Concat(-Cast(x2), Cast(x1)): torch's autocast turns before it widens."""
     moved = node.inputs[0].producer()
     to = site.facts.dtype(node.outputs[0])
     if not site.canonical or moved is None or moved.domain or moved.op_type not in ("Concat", "Neg", "Slice", "Split"):

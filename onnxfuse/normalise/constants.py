@@ -11,7 +11,7 @@ from onnxfuse.normalise.sweep import Site, simplifies
 
 FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewriting; rotary tables are the largest
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze"}
+LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice"}
 
 
 @simplifies("*")
@@ -27,7 +27,7 @@ def known_integers(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("*")
 def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
-    """Integers that follow from the model's sizes are computed once: equal ones share the first value that holds them."""
+    """Integers that follow from the model's sizes are computed once: equal ones share the first value that has them."""
     output = node.outputs[0]
     content = site.facts.content(output)
     if len(node.outputs) != 1 or not content or node.graph is not site.facts.model.graph or output.is_graph_output():
@@ -128,23 +128,37 @@ def _evaluate(node: ir.Node, tensors: list, opset: int) -> np.ndarray:
 
 
 def _folded_lazily(node: ir.Node, site: Site) -> ir.Value | None:
-    """Move a weight's layout change or Cast into the weight; it is computed when the model is written."""
+    """Move a weight's layout change, Cast or Slice into the weight; it is computed when the model is written."""
     weight = node.inputs[0]
-    if node.op_type not in LAZY or len(weight.uses()) != 1:  # a tied weight would be stored twice
+    if node.op_type not in LAZY or any(user.op_type != node.op_type for user, _ in weight.uses()):
+        return None  # a tied weight would be stored twice
+    if node.op_type != "Slice" and len(weight.uses()) != 1:
         return None
-    source, dtype, shape = (
-        site.facts.tensor(weight),
-        site.facts.dtype(node.outputs[0]),
-        site.facts.shape(node.outputs[0]),
-    )
+    source, output = site.facts.tensor(weight), node.outputs[0]
+    dtype, shape = site.facts.dtype(output), site.facts.shape(output)
     if dtype is None or shape is None or not all(isinstance(s, int) for s in shape):
         return None
-    perm = node.attributes["perm"].value if "perm" in node.attributes else None
-    transposes = node.op_type == "Transpose"
+    tensors = [source, *(site.facts.tensor(v) for v in node.inputs[1:])]
 
     def compute() -> ir.Tensor:
-        array = source.numpy()
-        array = np.transpose(array, perm) if transposes else array.reshape(shape)
-        return ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype=dtype)
+        return ir.Tensor(np.ascontiguousarray(_moved(node, tensors, shape, dtype)), dtype=dtype)
 
     return site.initializer(ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape)), f"{weight.name}/{node.op_type}")
+
+
+def _moved(node: ir.Node, tensors: list, shape: tuple[int, ...], dtype: ir.DataType) -> np.ndarray:
+    """The weight after the node, without a copy where numpy can: the reference implementation would make several."""
+    array = tensors[0].numpy()
+    match node.op_type:
+        case "Transpose":
+            return array.transpose(node.attributes["perm"].value if "perm" in node.attributes else None)
+        case "Cast":
+            return array.astype(dtype.numpy())
+        case "Slice":
+            starts, ends, axes, *steps = (t.numpy().tolist() for t in tensors[1:])
+            index = [slice(None)] * array.ndim
+            for axis, start, end, step in zip(axes, starts, ends, steps[0] if steps else [1] * len(axes), strict=True):
+                index[axis] = slice(start, end, step)
+            return array[tuple(index)]
+        case _:
+            return array.reshape(shape)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxfuse.dims import Size
 from onnxfuse.normalise.sweep import Site, simplifies
-from onnxfuse.shape_rules import SENTINEL, Shape
+from onnxfuse.shape_rules import SENTINEL, Shape, product
 
 # x as the first type, then as the second, then as the first again, is x
 LOSSLESS = {
@@ -188,14 +188,20 @@ def transpose_of_matrices(node: ir.Node, site: Site) -> ir.Value | None:
     flat = producer(swap.inputs[0], "Reshape") if swap is not None else None
     if flat is None or list(attr(swap, "perm") or ()) != [0, 2, 1]:
         return None
-    x, out = site.facts.shape(flat.inputs[0]), site.facts.shape(node.outputs[0])
+    x, out = flat.inputs[0], site.facts.shape(node.outputs[0])
     middle = site.facts.shape(flat.outputs[0])
-    if x is None or out is None or middle is None or len(x) < 3 or tuple(middle[1:]) != tuple(x[-2:]):
+    if out is None or middle is None or len(out) < 3 or tuple(middle[1:]) != (out[-1], out[-2]):
         return None
-    if tuple(out) != (*x[:-2], x[-1], x[-2]):
+    shape = (*out[:-2], out[-1], out[-2])
+    if middle[0] != product(shape[:-2]) or site.facts.shape(x) is None:
         return None
-    rank = len(x)
-    return site.op("Transpose", flat.inputs[0], perm=[*range(rank - 2), rank - 1, rank - 2])
+    if site.facts.shape(x) != shape:
+        target = _reshape_target(site.facts.shape(x), shape)
+        if target is None:
+            return None
+        x = site.op("Reshape", x, site.constant(target, "shape"))
+    rank = len(shape)
+    return site.op("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
 @simplifies("Unsqueeze")

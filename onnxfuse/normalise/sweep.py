@@ -15,7 +15,9 @@ FIXPOINT_LIMIT = 20  # simplifications of one node; the rules only ever shrink a
 
 
 def simplifies(*op_types: str) -> Callable[[Rule], Rule]:
-    """Register a rule for nodes of ai.onnx with these types: it returns a value equal to the node's first output.
+    """Register a rule for nodes of these types ("domain.Type" outside ai.onnx; "*": all of ai.onnx).
+
+    It returns a value equal to the node's first output, or None where it has nothing to say.
 
     A rule may also change the node's inputs and return that very output.
     """
@@ -103,12 +105,12 @@ def _sweep(graph: ir.Graph, site: Site) -> None:
 
 
 def _simplify(node: ir.Node, site: Site) -> None:
-    if node.domain or not node.outputs or node.graph is None:
+    if not node.outputs or node.graph is None:
         return
+    own = RULES.get(f"{node.domain}.{node.op_type}", []) if node.domain else RULES["*"] + RULES.get(node.op_type, [])
     for _ in range(FIXPOINT_LIMIT):
         site.node = node
-        rules = RULES.get("*", []) + RULES.get(node.op_type, [])
-        new = next((value for rule in rules if (value := rule(node, site)) is not None), None)
+        new = next((value for rule in own if (value := rule(node, site)) is not None), None)
         if new is None:
             return
         if new is node.outputs[0]:

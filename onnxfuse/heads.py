@@ -1,0 +1,179 @@
+"""Heads in patterns and rewrites of attention: their layouts, their repetition for grouped queries, and the operator.
+
+A match of an attention fusion holds q, k, v as [B, N, S, D] or, before the Transpose that puts the heads first, as
+`q_rows`, `k_rows`, `v_rows` [B, S, N, D]; its outputs are the result, all keys and all values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxfuse import masks
+from onnxfuse.dsl import any_of, op
+
+HEADS_FIRST = [0, 2, 1, 3]  # [B, S, N, D] <-> [B, N, S, D]
+
+
+def repeats_each_head(value, facts):
+    """Whether Reshape(Expand(Unsqueeze(x, 2))) [B, K*r, L, D] repeats each of x's heads r times."""
+    wide = value.producer().inputs[0]
+    x = wide.producer().inputs[0].producer().inputs[0]
+    shapes = [facts.shape(v) for v in (x, wide, value)]
+    if any(s is None for s in shapes) or [len(s) for s in shapes] != [4, 5, 4]:
+        return False
+    x, wide, out = shapes
+    return wide == (*x[:2], wide[2], *x[2:]) and out == (x[0], x[1] * wide[2], *x[2:])
+
+
+def gathers_each_head(value, facts):
+    """Whether Gather(x, indices, axis=1) repeats each of x's heads the same number of times."""
+    node = value.producer()
+    indices, shape = facts.constant(node.inputs[1]), facts.shape(node.inputs[0])
+    if indices is None or shape is None or indices.ndim != 1 or not isinstance(shape[1], int):
+        return False
+    return indices.size % shape[1] == 0 and (indices == np.repeat(np.arange(shape[1]), indices.size // shape[1])).all()
+
+
+def for_every_query_head(x):
+    """x [B, K, L, D] with every head repeated for its group of query heads, or as it is."""
+    wide = op.Expand(op.Unsqueeze(x, axes=[2]), ...)
+    expanded = op.Reshape(wide, ...).where(repeats_each_head, "the heads are not repeated one by one")
+    gathered = op.Gather(x, ..., axis=1).where(gathers_each_head, "the heads are not repeated one by one")
+    return any_of(expanded, gathered, x)
+
+
+def heads_first(x, x_rows):
+    """x [B, N, S, D], or x_rows [B, S, N, D] transposed to it."""
+    return op.Transpose(x_rows, perm=HEADS_FIRST) | x
+
+
+def guarded(weights):
+    """Weights in which a row without a visible key, NaN after the softmax, is zero."""
+    return op.Where(op.IsNaN(weights), 0.0, weights) | weights
+
+
+def merges_heads(value, facts):
+    """Whether the Reshape takes [B, S, N, E] to [B, S, N*E]."""
+    rows, out = facts.shape(value.producer().inputs[0]), facts.shape(value)
+    if rows is None or out is None:
+        return False
+    return len(out) == 3 and out == (rows[0], rows[1], rows[2] * rows[3])
+
+
+def with_past(past, new):
+    """The cache followed by the new keys or values, or these alone."""
+    return op.Concat(past, new, axis=2) | new
+
+
+def in_any_layout(context):
+    """The result [B, N, S, E], transposed to [B, S, N, E], or merged to [B, S, N*E]: the latest that is there."""
+    rows = op.Transpose(context, perm=HEADS_FIRST)
+    merged = op.Reshape(rows, ...).where(merges_heads, "the Reshape does not merge the heads")
+    return any_of(merged, rows, context)
+
+
+def supported(m):
+    """The conditions that every attention fusion checks."""
+    yield m.facts.shape(m.outputs[0]) is not None, "the shape of the result is unknown"
+    sizes = (m.N, m.K, m.D, m.E)
+    yield all(isinstance(s, int) for s in sizes), f"heads and head sizes are {sizes}, expected known numbers"
+    yield m.N % m.K == 0, "{m.N} query heads do not divide into groups for {m.K} key heads"
+    yield dtype(m) in m.FLOATS, f"the values are {dtype(m)}; kernels exist for {m.FLOATS}"
+    yield (m.past_key is None) == (m.past_value is None), "only one of key and value has a past"
+    for past in (m.past_key, m.past_value):
+        yield past is None or past.dtype == dtype(m), f"the past is {past}, the values are {dtype(m)}"
+
+
+def broadcasts(mask, m):
+    """Whether the mask is [B|1, N|1, S|1, L], or the last axes of that."""
+    if mask.shape is None or not 1 <= mask.rank <= 4:
+        return False
+    _, queries, keys = scores_shape(m)
+    shape = (1,) * (4 - mask.rank) + tuple(mask.shape)
+    known = [s for s in zip(shape[1:], (m.N, queries, keys), strict=True) if all(isinstance(e, int) for e in s)]
+    return shape[3] != 1 and all(a in (1, b) for a, b in known)
+
+
+def attended(new, m, given, *, scale, softcap=0.0, causal=False):
+    """The operator on [B, S, N*D], with presents where the graph has a past or reads keys and values elsewhere."""
+    q = flat_rows(new, m.q, m.q_rows, m.N * m.D, dtype(m))
+    k = flat_rows(new, m.k, m.k_rows, m.K * m.D, dtype(m))
+    v = flat_rows(new, m.v, m.v_rows, m.K * m.E, dtype(m))
+    closed, bias = understood(new, m, given)
+    wants_present = m.past_key is not None or any(read_elsewhere(value, m) for value in m.outputs[1:])
+    results = new.Attention(
+        *(q, k, v, m.past_key, m.past_value, closed.padding, bias),
+        num_heads=m.N,
+        kv_num_heads=m.K,
+        scale=scale,
+        causal=int(closed.causal or causal),
+        window=closed.window,
+        softcap=softcap,
+        outputs=3 if wants_present else 1,
+    )
+    y, *present = results if wants_present else (results,)
+    return laid_out(new, m, y), *(present or (None, None))
+
+
+def flat_rows(new, first, rows, width, dtype):
+    """The captured tensor as [B, S, N*D]."""
+    value = new.onnx.Transpose(first, perm=HEADS_FIRST) if first is not None else rows.value
+    flat = new.onnx.Reshape(value, np.array([0, 0, width]))
+    return flat if (first or rows).dtype == dtype else new.onnx.Cast(flat, to=dtype)
+
+
+def dtype(m):
+    """The dtype to compute in: that of the values, to which torch's autocast brings queries and keys as well."""
+    return (m.v or m.v_rows).dtype
+
+
+def laid_out(new, m, y):
+    """y [B, S, N*E] in the layout of the value it replaces, and in its dtype."""
+    root = m.root
+    wanted = m.facts.dtype(m.outputs[0])
+    if wanted != m.facts.dtype((m.v or m.v_rows).value):
+        y = new.onnx.Cast(y, to=int(wanted))
+    if root.op_type == "Reshape":
+        return y
+    y = new.onnx.Reshape(y, np.array([0, 0, m.N, m.E]))
+    return y if root.op_type == "Transpose" else new.onnx.Transpose(y, perm=HEADS_FIRST)
+
+
+def read_elsewhere(value, m):
+    """Whether anything outside the match needs a value that it computes inside."""
+    if value in m.inputs:
+        return False
+    return value.is_graph_output() or any(use.node not in m.nodes for use in value.uses())
+
+
+def understood(new, m, given):
+    """The masks' closed form, and what is left of them as a bias [B|1, N|1, S|1, L] (None: nothing)."""
+    closed, rest = masks.Mask(), []
+    for captured in given:
+        if captured is None:
+            continue
+        found = masks.recognise(captured.value, scores_shape(m), m.facts)
+        both = closed & found if found is not None else None
+        if both is None:
+            rest.append(captured)
+        else:
+            closed = both
+    if not rest:
+        return closed, None
+    terms = [additive(new, captured) for captured in rest]
+    bias = terms[0] if len(terms) == 1 else new.onnx.Add(*terms)
+    rank = max(captured.rank for captured in rest)
+    return closed, bias if rank == 4 else new.onnx.Unsqueeze(bias, np.arange(4 - rank))
+
+
+def scores_shape(m):
+    """B, S and L of the scores."""
+    query, keys = m.facts.shape((m.q or m.q_rows).value), m.facts.shape(m.outputs[1])
+    return query[0], query[2] if m.q is not None else query[1], keys[2]
+
+
+def additive(new, captured):
+    """A boolean mask as what it adds to the scores."""
+    if captured.dtype != "bool":
+        return captured.value
+    return new.onnx.Where(captured.value, np.float32(0), np.float32(-np.inf))
