@@ -42,7 +42,7 @@ class Builder:
 
     def constant(self, content: np.ndarray | ir.TensorProtocol, name: str | None = None) -> ir.Value:
         """An initializer, registered if the rewrite is accepted; `name` is made unique. A lazy tensor stays lazy."""
-        tensor = ir.tensor(content) if isinstance(content, (np.ndarray, np.generic)) else content
+        tensor = ir.Tensor(np.asarray(content)) if isinstance(content, (np.ndarray, np.generic)) else content
         value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
         self.constants.append(value)
         return value
@@ -84,10 +84,12 @@ class Builder:
         known = definition.attributes.get(name) if definition else None
         if isinstance(value, str) and known is not None and known.type == onnx.defs.OpSchema.AttrType.INT:
             value = operators.dtype_from_name(value)
-        if isinstance(value, (bool, np.generic)):
-            value = value.item() if isinstance(value, np.generic) else int(value)
         if known is not None and known.type in _COERCIONS:
             value = _COERCIONS[known.type](value)
+        if isinstance(value, (bool, int, np.integer)):
+            return ir.AttrInt64(name, int(value))
+        if isinstance(value, (float, np.floating)):
+            return ir.AttrFloat32(name, float(value))
         return ir.convenience.convert_attributes({name: value})[0]
 
     def discard(self) -> None:

@@ -10,8 +10,8 @@ where it gave up if everything else agrees.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -31,14 +31,12 @@ from onnxfuse.pattern import (
     Node,
     Out,
     Pattern,
-    mandatory_nodes,
 )
 
 LEAST_MATCHED = 2  # one operator alone resembles everything
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """`pattern` and `value` disagree by `problem`; `tried` holds the failure of each alternative that might replace it.
 
     `location` is the line to blame: where the pattern is written, for a capture where it is used.
@@ -51,13 +49,23 @@ class Failure:
     tried: tuple[tuple[Pattern, Failure], ...] = ()
 
 
-@dataclass(frozen=True)
-class Alignment:
+class Alignment(NamedTuple):
     """How well a pattern lies over a value: what disagrees costs, `pairs` are the operators that agree."""
 
     cost: int
     pairs: frozenset[tuple[Node, ir.Node]]
     failures: tuple[Failure, ...]
+
+    @property
+    def matched(self) -> int:
+        """How many operators of the pattern were found."""
+        return len({pattern for pattern, _ in self.pairs})
+
+    @property
+    def wanted(self) -> int:
+        """How many there are in the alternatives that came closest."""
+        wrong = (failure for failure in self.failures if not failure.problem.agrees_on_operator)
+        return self.matched + len(frozenset().union(*(failure.pattern.mandatory for failure in wrong)))
 
     def rank(self) -> tuple[int, int, bool]:
         """Least is best: low cost, then many operators, then a failure that is not a wrong operator."""
@@ -74,7 +82,33 @@ class Aligner:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self._known: dict[tuple[Pattern, ir.Value], Alignment] = {}
-        self._sizes: dict[Pattern, frozenset[Node]] = {}
+        self._counts: dict[tuple[Pattern, ir.Value], int] = {}
+
+    def count(self, pattern: Pattern, value: ir.Value) -> int:
+        """At least as many operators as any alignment finds: a quick look before the thorough one."""
+        if pattern.heads is None and not pattern.parts():
+            return 0
+        key = (pattern, value)
+        known = self._counts.get(key)
+        if known is None:
+            known = self._counts[key] = self._count(pattern, value)
+        return known
+
+    def _count(self, pattern: Pattern, value: ir.Value) -> int:
+        if isinstance(pattern, Either):
+            return max(self.count(alternative, value) for alternative in pattern.alternatives)
+        if isinstance(pattern, Guard):
+            return self.count(pattern.pattern, value)
+        producer = None if value is ABSENT else value.producer()
+        if producer is None or (producer.domain, producer.op_type) not in pattern.heads:
+            return 0
+        values = operand_values(pattern.node, producer)
+        inputs = pattern.node.inputs
+        counted = sum(map(self.count, inputs, values))
+        if pattern.node.is_commutative:
+            counted = max(counted, sum(map(self.count, inputs, reversed(values))))
+        named = pattern.node.named_inputs
+        return 1 + counted + sum(self.count(part, mismatch.named_input(producer, name)) for name, part in named)
 
     def align(self, pattern: Pattern, value: ir.Value) -> Alignment:
         """The best alignment of `pattern` with `value`."""
@@ -117,19 +151,18 @@ class Aligner:
         tried = tuple(
             (alternative, result.failures[0]) for alternative, result in zip(pattern.alternatives, results, strict=True)
         )
-        return replace(best, failures=(replace(first, tried=tried), *best.failures[1:]))
+        return best._replace(failures=(first._replace(tried=tried), *best.failures[1:]))
 
     def _operator(self, pattern: Out, value: ir.Value) -> Alignment:
         wanted = pattern.node
         problem = mismatch.head(wanted, value, pattern.index)
         if problem is not None:
-            return _failed(pattern, value, problem, cost=len(mandatory_nodes(pattern, self._sizes)))
+            return _failed(pattern, value, problem, cost=len(pattern.mandatory))
         node = value.producer()
         problem = mismatch.signature(wanted, node, self.facts)
         parts = [] if problem is None else [_failed(pattern, value, problem)]
-        for name, expected in wanted.parameters.items():
-            if isinstance(expected, Pattern):
-                parts.append(self._operand(expected, mismatch.named_input(node, name), wanted))
+        for name, expected in wanted.named_inputs:
+            parts.append(self._operand(expected, mismatch.named_input(node, name), wanted))
         values = operand_values(wanted, node)
         operands = [self._operand(part, value, wanted) for part, value in zip(wanted.inputs, values, strict=True)]
         if wanted.is_commutative and len(values) == 2:
@@ -142,7 +175,7 @@ class Aligner:
         found = self.align(pattern, value)
         if not isinstance(pattern, Input) or not found.failures:
             return found
-        return replace(found, failures=(replace(found.failures[0], location=user.location),))
+        return found._replace(failures=(found.failures[0]._replace(location=user.location),))
 
 
 def _failed(pattern: Pattern, value: ir.Value, problem: Mismatch, cost: int = 1) -> Alignment:
@@ -164,15 +197,16 @@ def near_misses(
 
     A place that lies mostly inside another one, or among the `explained` nodes, is left out.
     """
-    least = max(LEAST_MATCHED, (fusion.size + 1) // 2)
+    least = max(LEAST_MATCHED, fusion.size / 2)
     close: list[tuple[Alignment, ir.Value]] = []
     for node in nodes:
-        if (node.domain, node.op_type) not in fusion.heads:
-            continue
-        for value in node.outputs:
-            alignment = aligner.align(fusion.roots[0], value)
-            if len({pattern for pattern, _ in alignment.pairs}) >= least:
-                close.append((alignment, value))
+        if (node.domain, node.op_type) in fusion.heads:
+            for value in node.outputs:
+                if aligner.count(fusion.roots[0], value) < least:
+                    continue
+                alignment = aligner.align(fusion.roots[0], value)
+                if alignment.matched >= max(least, alignment.wanted / 2):
+                    close.append((alignment, value))
     close.sort(key=lambda pair: pair[0].rank())
     covered = set(explained)
     found = []
@@ -215,14 +249,11 @@ def _use(pattern: Pattern, search: Search) -> Location:
 
 def _report(fusion: Fusion, alignment: Alignment, root: ir.Value, failure: Failure, facts: Facts) -> NearMiss:
     location = failure.location
-    matched = len({pattern for pattern, _ in alignment.pairs})
-    wrong_operators = (f for f in alignment.failures if not f.problem.agrees_on_operator)
-    missing = frozenset().union(*(mandatory_nodes(f.pattern, {}) for f in wrong_operators))
     return NearMiss(
         fusion=fusion.name,
         node=root.producer().name or root.producer().op_type,
-        matched=matched,
-        wanted=matched + len(missing),
+        matched=alignment.matched,
+        wanted=alignment.wanted,
         where=f"{Path(location.file).name}:{location.line}",
         source=location.text,
         at=place_text(failure.value, facts),
@@ -258,6 +289,8 @@ def place_text(value: ir.Value, facts: Facts) -> str:
 def _text(thing: object, facts: Facts) -> str:
     if isinstance(thing, ir.Value):
         return value_text(thing, facts)
+    if isinstance(thing, ir.Node):
+        return f"{thing.domain}.{thing.op_type}" if thing.domain else thing.op_type
     if isinstance(thing, tuple):
         return f"[{', '.join(map(str, thing))}]"
     return "nothing" if thing is None else str(thing)

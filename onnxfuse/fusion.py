@@ -19,13 +19,11 @@ from onnxfuse.pattern import (
     Guard,
     Input,
     Location,
-    Node,
     Out,
     Pattern,
     PatternError,
     as_pattern,
     distances,
-    mandatory_nodes,
     walk,
 )
 
@@ -62,9 +60,7 @@ class Fusion:
                 f"{self.location}: {self.name} names stage {self.stage!r}; stages are {', '.join(STAGES)}"
             )
         self._check_roots()
-        known: dict[Pattern, frozenset[Node]] = {}
-        self.mandatory = frozenset().union(*(mandatory_nodes(root, known) for root in self.roots))
-        self.size = len(self.mandatory)
+        self.size = len(frozenset().union(*(root.mandatory for root in self.roots)))
         self.heads = self.roots[0].heads
         self.height = max(max(distances(root).values()) for root in self.roots)
         self.captures = {part.name: part for part in walk(*self.roots) if isinstance(part, Input)}
@@ -91,9 +87,9 @@ class Fusion:
             if isinstance(part, Either) and part.tag is not None:
                 self._claim(words, part.tag, "a tag", part.location)
             elif isinstance(part, Out):
-                for value in part.node.parameters.values():
-                    if isinstance(value, Attribute) and value.name is not None:
-                        self._claim(words, value.name, "an attribute", part.location)
+                for _, attribute in part.node.captured:
+                    if attribute.name is not None:
+                        self._claim(words, attribute.name, "an attribute", part.location)
             elif isinstance(part, Input):
                 for dim in part.dims or ():
                     name = dim[0] if isinstance(dim, tuple) else dim

@@ -18,7 +18,6 @@ from onnxfuse.facts import Facts
 from onnxfuse.mismatch import ABSENT, Mismatch
 from onnxfuse.pattern import (
     Absent,
-    Attribute,
     Branch,
     Const,
     Either,
@@ -191,18 +190,17 @@ def _out(search: Search, pattern: Out, value: ir.Value, rest: Goals) -> Goals:
         return search.fail(pattern, value, problem)
     search.bind(wanted, node)
     search.bind(pattern, value)
-    for name, expected in wanted.parameters.items():
-        if isinstance(expected, Attribute):
-            if expected.name is None:
-                continue
-            found = parameters.value_of(node, name, search.facts)
-            earlier = search.bound.get(expected)
-            if earlier is None:
-                search.bind(expected, (found,))
-            elif earlier != (found,):
-                return search.fail(pattern, value, Mismatch(f"{node.op_type}.{name}", earlier[0], found))
-        elif isinstance(expected, Pattern):
-            rest = (expected, mismatch.named_input(node, name), rest)
+    for name, attribute in wanted.captured:
+        if attribute.name is None:
+            continue
+        found = (parameters.value_of(node, name, search.facts),)
+        earlier = search.bound.setdefault(attribute, found)
+        if earlier is found:
+            search.trail.append(attribute)
+        elif earlier != found:
+            return search.fail(pattern, value, Mismatch(f"{node.op_type}.{name}", earlier[0], found[0]))
+    for name, expected in wanted.named_inputs:
+        rest = (expected, mismatch.named_input(node, name), rest)
     return _operands(search, wanted, node, rest)
 
 

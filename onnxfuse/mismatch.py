@@ -118,7 +118,7 @@ def head(pattern: Node, value: ir.Value, index: int) -> Mismatch | None:
     if producer is None:
         return Mismatch("operator", pattern.label, value, False)
     if (producer.domain, producer.op_type) not in pattern.heads:
-        return Mismatch("operator", pattern.label, _operator_text(producer), False)
+        return Mismatch("operator", pattern.label, producer, False)
     if value.index() != index:
         return Mismatch(f"output of {pattern.label}", index, value.index())
     return None
@@ -139,10 +139,6 @@ def named_input(node: ir.Node, name: str) -> ir.Value:
     index = operators.input_index(node.op_type, name)
     value = node.inputs[index] if index is not None and index < len(node.inputs) else None
     return ABSENT if value is None else value
-
-
-def _operator_text(node: ir.Node) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
 def signature(pattern: Node, node: ir.Node, facts: Facts) -> Mismatch | None:

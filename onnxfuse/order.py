@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
@@ -16,21 +17,13 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.value
 
 
-def implicit_inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs of `node`, and what its subgraphs read (their own values too)."""
-    yield from (value for value in node.inputs if value is not None)
-    for graph in subgraphs(node):
-        yield from graph.outputs
-        for inner in graph:
-            yield from implicit_inputs(inner)
-
-
 class Order:
     """Positions of all nodes of a model; sorts graphs whose nodes are not in topological order."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.owners: dict[ir.Graph, ir.Node] = {}
+        self.inner: dict[ir.Node, list[ir.Graph]] = defaultdict(list)  # the subgraphs of those nodes that have any
         self.graphs: list[ir.Graph] = []
         self.positions: dict[ir.Node, int] = {}
         self._enter(model.graph)
@@ -45,6 +38,7 @@ class Order:
         for node in graph:
             for inner in subgraphs(node):
                 self.owners[inner] = node
+                self.inner[node].append(inner)
                 self._enter(inner)
 
     def _number(self, graph: ir.Graph) -> None:
@@ -65,8 +59,9 @@ class Order:
         def visit(graph: ir.Graph) -> None:
             for node in reversed(graph):
                 found.append(node)
-                for inner in subgraphs(node):
-                    visit(inner)
+                if node in self.inner:
+                    for inner in self.inner[node]:
+                        visit(inner)
 
         visit(self.model.graph)
         return found
@@ -78,6 +73,16 @@ class Order:
             if node is None:
                 return None
         return self.positions[node]
+
+    def inputs_of(self, node: ir.Node) -> list[ir.Value]:
+        """The inputs of `node` and all that is read in its subgraphs, their own values too."""
+        found = [value for value in node.inputs if value is not None]
+        if node in self.inner:
+            for graph in self.inner[node]:
+                found.extend(graph.outputs)
+                for inner in graph:
+                    found.extend(self.inputs_of(inner))
+        return found
 
     def depend_on(self, inputs: Iterable[ir.Value], targets: set[ir.Value], graph: ir.Graph) -> bool:
         """Whether any of `inputs` is one of `targets`, all made in `graph`, or is computed from one."""
@@ -93,7 +98,7 @@ class Order:
                 continue
             seen.add(value)
             if producer.graph is not graph or self.positions[producer] >= earliest:
-                stack.extend(implicit_inputs(producer))
+                stack.extend(self.inputs_of(producer))
         return False
 
     def insert(self, nodes: Sequence[ir.Node], inputs: Iterable[ir.Value], outputs: Sequence[ir.Value]) -> None:

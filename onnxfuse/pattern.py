@@ -9,6 +9,7 @@ The same object used twice stands for the same graph value.
 from __future__ import annotations
 
 import difflib
+import functools
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +114,11 @@ class Pattern:
         """The patterns this one is directly made of."""
         return ()
 
+    @functools.cached_property
+    def mandatory(self) -> frozenset[Node]:
+        """The operators of the smallest subgraph that this pattern describes."""
+        return frozenset().union(*(part.mandatory for part in self.parts()))
+
 
 @dataclass(eq=False)
 class Input(Pattern):
@@ -169,14 +175,12 @@ class Node:
 
     def __post_init__(self) -> None:
         self.heads = frozenset(self.ops)
+        self.label = " or ".join(f"{domain}.{op}" if domain else op for domain, op in self.ops)
         self.is_commutative = all(op in operators.COMMUTATIVE and not domain for domain, op in self.ops)
+        self.named_inputs = [(name, value) for name, value in self.parameters.items() if isinstance(value, Pattern)]
+        self.captured = [(name, value) for name, value in self.parameters.items() if isinstance(value, Attribute)]
         # Most selective first: a wrong constant or operator ends the attempt before captures are bound.
         self.order = sorted(range(len(self.inputs)), key=lambda i: _selectivity(self.inputs[i]))
-
-    @property
-    def label(self) -> str:
-        """The operator's name as the pattern's reader knows it."""
-        return " or ".join(f"{domain}.{op}" if domain else op for domain, op in self.ops)
 
 
 @dataclass(eq=False)
@@ -190,8 +194,11 @@ class Out(Pattern):
         self.heads = self.node.heads
 
     def parts(self) -> Sequence[Pattern]:
-        named = (value for value in self.node.parameters.values() if isinstance(value, Pattern))
-        return (*self.node.inputs, *named)
+        return (*self.node.inputs, *(value for _, value in self.node.named_inputs))
+
+    @functools.cached_property
+    def mandatory(self) -> frozenset[Node]:
+        return super().mandatory | {self.node}
 
 
 @dataclass(eq=False)
@@ -227,6 +234,10 @@ class Either(Pattern):
 
     def parts(self) -> Sequence[Pattern]:
         return self.alternatives
+
+    @functools.cached_property
+    def mandatory(self) -> frozenset[Node]:
+        return min((alternative.mandatory for alternative in self.alternatives), key=len)
 
 
 @dataclass(eq=False)
@@ -352,17 +363,6 @@ def walk(*roots: Pattern) -> Iterator[Pattern]:
             seen.add(pattern)
             yield pattern
             stack.extend(reversed(pattern.parts()))
-
-
-def mandatory_nodes(pattern: Pattern, known: dict[Pattern, frozenset[Node]]) -> frozenset[Node]:
-    """The operators of the smallest subgraph that the pattern describes; `known` remembers what was computed."""
-    if pattern not in known:
-        if isinstance(pattern, Either):
-            known[pattern] = min((mandatory_nodes(part, known) for part in pattern.alternatives), key=len)
-        else:
-            own = frozenset({pattern.node}) if isinstance(pattern, Out) else frozenset()
-            known[pattern] = own.union(*(mandatory_nodes(part, known) for part in pattern.parts()))
-    return known[pattern]
 
 
 def distances(root: Pattern) -> dict[Pattern, int]:

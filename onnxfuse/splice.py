@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxfuse import operators
 from onnxfuse.facts import Facts
 from onnxfuse.fusion import Fusion, Match
-from onnxfuse.order import Order, implicit_inputs, subgraphs
+from onnxfuse.order import Order
 
 REPLACED_TEXT_LIMIT = 2000  # characters of node names in a fused node's metadata
 
@@ -158,7 +158,7 @@ def splice(candidate: Candidate, model: ir.Model, facts: Facts, order: Order, na
             old.name = None if old.producer() in removed else names.unique(f"{name}_unfused")
             new.name = name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
-    remove_dead(candidate.removed)
+    remove_dead(candidate.removed, order)
 
 
 def _own_value(candidate: Candidate, index: int, names: Names) -> ir.Value:
@@ -186,14 +186,14 @@ def _replaced_text(nodes: Iterable[ir.Node]) -> str:
     return f"{text[:REPLACED_TEXT_LIMIT].rpartition(',')[0]},... ({len(found)} nodes)"
 
 
-def remove_dead(nodes: Iterable[ir.Node]) -> None:
+def remove_dead(nodes: Iterable[ir.Node], order: Order) -> None:
     """Remove `nodes`, then whatever only they needed."""
     stack = list(nodes)
     dead = set(stack)
     while stack:
         node = stack.pop()
-        inputs = list(implicit_inputs(node))
-        _detach(node)
+        inputs = order.inputs_of(node)
+        _detach(node, order)
         node.graph.remove(node)
         for value in inputs:
             _remove_if_unused(value, stack, dead)
@@ -210,8 +210,8 @@ def _remove_if_unused(value: ir.Value, stack: list[ir.Node], dead: set[ir.Node])
         value.graph.initializers.pop(value.name)
 
 
-def _detach(node: ir.Node) -> None:
+def _detach(node: ir.Node, order: Order) -> None:
     node.resize_inputs(0)
-    for graph in subgraphs(node):
+    for graph in order.inner.get(node, ()):
         for inner in graph:
-            _detach(inner)
+            _detach(inner, order)
