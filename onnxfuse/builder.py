@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -92,7 +92,8 @@ class Builder:
             return ir.AttrFloat32(name, float(value))
         return ir.convenience.convert_attributes({name: value})[0]
 
-    def discard(self) -> None:
-        """Forget the nodes, so that the values they read no longer count them as users."""
-        for node in self.nodes:
-            node.resize_inputs(0)
+
+def discard(nodes: Iterable[ir.Node]) -> None:
+    """Forget nodes that stay outside the graph, so that the values they read no longer count them as users."""
+    for node in nodes:
+        node.resize_inputs(0)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxfuse import mismatch
 from onnxfuse.explain import NearMiss
 from onnxfuse.facts import Facts
-from onnxfuse.fusion import Fusion, value_text
+from onnxfuse.fusion import Fusion, node_text, value_text
 from onnxfuse.matcher import Search, StepLimitReached, operand_values
 from onnxfuse.mismatch import ABSENT, Mismatch
 from onnxfuse.pattern import (
@@ -251,7 +251,7 @@ def _report(fusion: Fusion, alignment: Alignment, root: ir.Value, failure: Failu
     location = failure.location
     return NearMiss(
         fusion=fusion.name,
-        node=root.producer().name or root.producer().op_type,
+        node=node_text(root.producer()),
         matched=alignment.matched,
         wanted=alignment.wanted,
         where=f"{Path(location.file).name}:{location.line}",
@@ -282,7 +282,7 @@ def place_text(value: ir.Value, facts: Facts) -> str:
     if value is ABSENT:
         return "an input left out"
     producer = value.producer()
-    maker = "graph input or initializer" if producer is None else f"{producer.op_type} {producer.name!r}"
+    maker = "graph input or initializer" if producer is None else f"{producer.op_type} {node_text(producer)!r}"
     return f"{maker}: {value_text(value, facts)}"
 
 

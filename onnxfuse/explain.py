@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 
 @dataclass
 class Fused:
     """A fusion was applied: `node` is the new node, `replaced` the number of nodes it stands for."""
 
+    outcome: ClassVar[str] = "fused"
     fusion: str
     node: str
     replaced: int
 
     def to_dict(self) -> dict[str, object]:
         """The JSON form."""
-        return {"outcome": "fused", **asdict(self)}
+        return {"outcome": self.outcome, **asdict(self)}
 
 
 @dataclass
 class Refused:
     """The structure matched, but `reason` forbids the fusion; `where` is the condition's file and line."""
 
+    outcome: ClassVar[str] = "refused"
     fusion: str
     node: str
     reason: str
@@ -29,13 +32,14 @@ class Refused:
 
     def to_dict(self) -> dict[str, object]:
         """The JSON form."""
-        return {"outcome": "refused", **asdict(self)}
+        return {"outcome": self.outcome, **asdict(self)}
 
 
 @dataclass
 class NearMiss:
     """Most of a pattern was found at `node`: where it differs first, and why each alternative failed there."""
 
+    outcome: ClassVar[str] = "near miss"
     fusion: str
     node: str
     matched: int
@@ -55,7 +59,7 @@ class NearMiss:
 
     def to_dict(self) -> dict[str, object]:
         """The JSON form."""
-        return {"outcome": "near miss", **asdict(self)}
+        return {"outcome": self.outcome, **asdict(self)}
 
 
 Event = Fused | Refused | NearMiss

@@ -123,7 +123,7 @@ class Fusion:
             for holds, reason in conditions:
                 if not holds:
                     text = reason() if callable(reason) else reason.format(m=match)
-                    return text, f"{check.__code__.co_filename}:{conditions.gi_frame.f_lineno}"
+                    return text, where_text(Location(check.__code__.co_filename, conditions.gi_frame.f_lineno))
         return None
 
     def matches(self, value: ir.Value, facts: Facts, limit: int = STEP_LIMIT) -> Iterator[Match]:
@@ -181,6 +181,11 @@ def value_text(value: object, facts: Facts) -> str:
     shape = facts.shape(value)
     dims = "" if shape is None else f"[{', '.join('?' if dim is None else str(dim) for dim in shape)}]"
     return f"{value.name!r} {operators.dtype_name(facts.dtype(value)) or 'unknown type'}{dims}"
+
+
+def node_text(node: ir.Node) -> str:
+    """A node's name; where it has none, the name of what it makes."""
+    return node.name or f"{node.op_type}:{node.outputs[0].name}"
 
 
 class Match:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
 from onnxfuse import operators
-from onnxfuse.builder import Builder
+from onnxfuse.builder import Builder, discard
 from onnxfuse.diagnose import Aligner, near_misses
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.facts import Facts
-from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, where_text
+from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, node_text, where_text
 from onnxfuse.matcher import STEP_LIMIT, StepLimitReached
 from onnxfuse.order import Order
 from onnxfuse.splice import Candidate, Names, obstacle, removable, splice
@@ -21,6 +22,7 @@ Verify = Callable[[Candidate], str | None]
 Body = Callable[[ir.Node, int], ir.Function]
 
 SOLUTION_LIMIT = 32  # ways to match one root that are offered to the checks
+VERIFY_LIMIT = 3  # of them to the verifier, which is slow
 GENERATION_LIMIT = 50  # rewrites of what a rewrite made; the longest honest chain is a stage's worth
 
 
@@ -130,50 +132,66 @@ class _Run:
         """Apply `fusion` with `node` as its root if it matches; return the new nodes."""
         for value in node.outputs:
             refusal = None
+            unverified = 0
             try:
-                for count, match in enumerate(fusion.matches(value, self.facts, self.step_limit)):
-                    outcome = self._judge(fusion, match)
-                    if isinstance(outcome, Candidate):
-                        return self._apply(outcome, node)
+                for match in itertools.islice(fusion.matches(value, self.facts, self.step_limit), SOLUTION_LIMIT):
+                    candidate, reason = self._judge(fusion, match)
+                    if reason is None and self.verify is not None:
+                        reason = self._verified(candidate)
+                        unverified += reason is not None
+                    if reason is None:
+                        return self._apply(candidate, node)
                     self.explained[fusion.name].update(match.nodes)
-                    refusal = refusal or outcome
-                    if count + 1 == SOLUTION_LIMIT:
+                    refusal = refusal or reason
+                    if unverified == VERIFY_LIMIT:
                         break
             except StepLimitReached as limit:
                 refusal = refusal or (str(limit), where_text(fusion.location))
+                self.explained[fusion.name].add(node)
             if refusal is not None:
-                self.refused[fusion.name, node] = Refused(fusion.name, node.name or node.op_type, *refusal)
+                self.refused[fusion.name, node] = Refused(fusion.name, node_text(node), *refusal)
         return ()
 
-    def _judge(self, fusion: Fusion, match: Match) -> Candidate | tuple[str, str]:
-        """A candidate ready to apply, or the reason against it and where that stands."""
+    def _judge(self, fusion: Fusion, match: Match) -> tuple[Candidate | None, tuple[str, str] | None]:
+        """The replacement for `match`, or the reason against it and where that stands."""
         refusal = fusion.refusal(match)
         if refusal is not None:
-            return refusal
+            return None, refusal
         new = Builder()
         try:
             built = fusion.rewriting(new, match)
-        except Refuse as refusal:
-            new.discard()
-            return str(refusal), where_text(fusion.location)
+        except Refuse as refused:
+            discard(new.nodes)
+            return None, (str(refused), where_text(fusion.location))
         candidate = self._candidate(fusion, match, new, built)
         reason = obstacle(candidate, self.order)
-        if reason is None and self.verify is not None:
-            reason = self.verify(candidate)
         if reason is not None:
-            new.discard()
-            return reason, where_text(fusion.location)
-        return candidate
+            discard(new.nodes)
+            return None, (reason, where_text(fusion.location))
+        if self.body is not None:
+            self._give_bodies(candidate)
+        return candidate, None
+
+    def _verified(self, candidate: Candidate) -> tuple[str, str] | None:
+        reason = self.verify(candidate)
+        if reason is None:
+            return None
+        discard(candidate.new_nodes)
+        return reason, where_text(candidate.fusion.location)
 
     def _candidate(self, fusion: Fusion, match: Match, new: Builder, built: object) -> Candidate:
         results = built if isinstance(built, tuple) else (built,)
-        if len(results) != len(match.outputs):
+        values = [getattr(result, "value", result) for result in results]
+        pairs = [
+            (old, made)
+            for old, made in zip(match.outputs, values, strict=False)
+            if made is not None and made is not old
+        ]
+        if len(values) != len(match.outputs) or not pairs or not all(isinstance(made, ir.Value) for _, made in pairs):
             raise TypeError(
-                f"{fusion.location}: the rewrite of {fusion.name} returned {len(results)} values, "
-                f"its pattern has {len(match.outputs)} outputs"
+                f"{fusion.location}: the rewrite of {fusion.name} returned {built!r}; expected {len(match.outputs)} "
+                "values or captures, one for each output of the pattern, None for an output to be left as it is"
             )
-        pairs = [(old, getattr(made, "value", made)) for old, made in zip(match.outputs, results, strict=True)]
-        pairs = [(old, made) for old, made in pairs if made is not None and made is not old]
         candidate = Candidate(
             fusion=fusion,
             match=match,
@@ -184,31 +202,42 @@ class _Run:
             new_nodes=new.nodes,
             constants=new.constants,
         )
-        for old, made in pairs:
-            if made.producer() in new.nodes:
-                made.type, made.shape = old.type, old.shape
         candidate.removed = removable(match.nodes, match.root.graph, candidate.outputs)
-        if self.body is not None:
-            opset = self.model.graph.opset_imports.get(operators.STANDARD, 1)
-            for node in new.nodes:
-                if node.domain == operators.OWN:
-                    function = self.body(node, opset)
-                    node.overload = function.overload
-                    candidate.functions.append(function)
         return candidate
+
+    def _give_bodies(self, candidate: Candidate) -> None:
+        """Attach the function bodies; they are made for the dtypes and ranks of the node's values, so declare those."""
+        for old, made in zip(candidate.outputs, candidate.new_outputs, strict=True):
+            self.facts.assign(made, like=old)
+        opset = self.model.graph.opset_imports.get(operators.STANDARD, 1)
+        for node in candidate.new_nodes:
+            if node.domain == operators.OWN:
+                for value in (*node.inputs, *node.outputs):
+                    if value is not None:
+                        self._declare(value)
+                function = self.body(node, opset)
+                node.overload = function.overload
+                candidate.functions.append(function)
+
+    def _declare(self, value: ir.Value) -> None:
+        dtype, shape = self.facts.dtype(value), self.facts.shape(value)
+        if value.type is None and dtype is not None:
+            value.type = ir.TensorType(dtype)
+        if value.shape is None and shape is not None:
+            value.shape = ir.Shape([size if isinstance(size, int) else None for size in shape])
 
     def _apply(self, candidate: Candidate, root: ir.Node) -> Sequence[ir.Node]:
         past = max((self.lineage.get(node, ()) for node in candidate.removed), key=len, default=())
         lineage = (*past, candidate.fusion.name)
         if len(lineage) > GENERATION_LIMIT:
             names = " and ".join(sorted(set(lineage)))
-            raise RewriteLoop(f"{names} undo each other at node {root.name!r}: {len(lineage)} rewrites in a row")
+            raise RewriteLoop(f"{names} undo each other at node {node_text(root)!r}: {len(lineage)} rewrites in a row")
         replaced = len(candidate.removed)
         for key in [key for key in self.refused if key[1] in set(candidate.removed)]:
             if key[0] == candidate.fusion.name:
                 del self.refused[key]
         splice(candidate, self.model, self.facts, self.order, self.names)
         self.lineage.update(dict.fromkeys(candidate.new_nodes, lineage))
-        main = candidate.new_nodes[-1].name if candidate.new_nodes else candidate.new_outputs[0].name
-        self.fused.append(Fused(candidate.fusion.name, main or "", replaced))
+        main = node_text(candidate.new_nodes[-1]) if candidate.new_nodes else candidate.new_outputs[0].name
+        self.fused.append(Fused(candidate.fusion.name, main, replaced))
         return candidate.new_nodes

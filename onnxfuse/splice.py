@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxfuse import operators
 from onnxfuse.facts import Facts
-from onnxfuse.fusion import Fusion, Match
+from onnxfuse.fusion import Fusion, Match, node_text
 from onnxfuse.order import Order
 
 REPLACED_TEXT_LIMIT = 2000  # characters of node names in a fused node's metadata
@@ -63,7 +63,7 @@ def obstacle(candidate: Candidate, order: Order) -> str | None:
             continue
         if any(output in candidate.match.outputs for output in node.outputs):
             continue
-        return f"{node.op_type} {node.name!r} would be computed twice: {_reason_to_stay(node, candidate)}"
+        return f"{node.op_type} {node_text(node)!r} would be computed twice: {_reason_to_stay(node, candidate)}"
     graph = candidate.match.root.graph
     if any(value.producer().graph is not graph for value in candidate.outputs):
         return "the outputs lie in different graphs"
@@ -86,7 +86,7 @@ def _reason_to_stay(node: ir.Node, candidate: Candidate) -> str:
                 return f"{output.name!r} is also a graph output"
             for use in output.uses():
                 if use.node not in matched and use.node not in candidate.new_nodes:
-                    return f"{output.name!r} is also used by {use.node.op_type} {use.node.name!r}"
+                    return f"{output.name!r} is also used by {use.node.op_type} {node_text(use.node)!r}"
                 if use.node in matched and use.node not in reached:
                     reached.add(use.node)
                     stack.append(use.node)
@@ -179,7 +179,7 @@ def _replaced_text(nodes: Iterable[ir.Node]) -> str:
     found: dict[str, None] = {}
     for node in nodes:
         earlier = node.metadata_props.get("onnxfuse.replaced")
-        found.update(dict.fromkeys(earlier.split(",") if earlier else [node.name or node.op_type]))
+        found.update(dict.fromkeys(earlier.split(",") if earlier else [node_text(node)]))
     text = ",".join(found)
     if len(text) <= REPLACED_TEXT_LIMIT:
         return text
