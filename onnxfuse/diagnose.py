@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from onnxfuse import mismatch
+from onnxfuse import mismatch, operators
 from onnxfuse.explain import NearMiss
 from onnxfuse.facts import Facts
 from onnxfuse.fusion import Fusion, node_text, value_text
@@ -67,10 +67,22 @@ class Alignment(NamedTuple):
         wrong = (failure for failure in self.failures if not failure.problem.agrees_on_operator)
         return self.matched + len(frozenset().union(*(failure.pattern.mandatory for failure in wrong)))
 
+    @property
+    def is_characteristic(self) -> bool:
+        """Whether an operator was found that tells this pattern from others, if it has any such."""
+        wrong = (failure for failure in self.failures if not failure.problem.agrees_on_operator)
+        missing = frozenset().union(*(failure.pattern.mandatory for failure in wrong))
+        found = {pattern for pattern, _ in self.pairs}
+        return any(_tells(node) for node in found) or not any(_tells(node) for node in missing)
+
     def rank(self) -> tuple[int, int, bool]:
         """Least is best: low cost, then many operators, then a failure that is not a wrong operator."""
         agrees = all(failure.problem.agrees_on_operator for failure in self.failures)
         return (self.cost, -len(self.pairs), not agrees)
+
+
+def _tells(node: Node) -> bool:
+    return any(domain or op_type not in operators.COMMONPLACE for domain, op_type in node.ops)
 
 
 _AGREES = Alignment(0, frozenset(), ())
@@ -205,7 +217,7 @@ def near_misses(
                 if aligner.count(fusion.roots[0], value) < least:
                     continue
                 alignment = aligner.align(fusion.roots[0], value)
-                if alignment.matched >= max(least, alignment.wanted / 2):
+                if alignment.matched >= max(least, alignment.wanted / 2) and alignment.is_characteristic:
                     close.append((alignment, value))
     close.sort(key=lambda pair: pair[0].rank())
     covered = set(explained)

@@ -15,6 +15,12 @@ EXPENSIVE = frozenset(
     {"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax", "LogSoftmax", "Attention", "Einsum", "LSTM", "GRU", "RNN"}
     | {"MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger"}
 )
+
+# Found all over a transformer: that a pattern's products and reshapes are there does not make a place look like it.
+COMMONPLACE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Neg", "Pow", "MatMul", "Cast", "Identity", "Reshape", "Transpose", "Squeeze"}
+    | {"Unsqueeze", "Expand", "Concat", "Slice", "Split", "Gather", "Where"}
+)
 STANDARD = ""
 OWN = "onnxfuse"
 UNLISTED = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's own, in the standard's domain all the same
