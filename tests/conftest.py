@@ -1,0 +1,36 @@
+"""Sample fusions for the tests of the engine."""
+
+import pytest
+
+from onnxfuse.dsl import fusion, maybe, op, scalar, tensor
+
+
+@pytest.fixture
+def rms_norm():
+    @fusion(stage="norm", op="RMSNorm")
+    def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar()):
+        """RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight."""
+        h = maybe.Cast(x, to="float32")
+        mean_square = op.ReduceMean(h**2 | h * h, axes=[-1], keepdims=1)
+        rms = op.Sqrt(mean_square + eps)
+        return maybe.Cast(h / rms | h * (1 / rms)) * weight
+
+    @rms_norm.rewrite
+    def fused(new, m):
+        return new.RMSNorm(m.x, m.weight, epsilon=m.eps)
+
+    return rms_norm
+
+
+@pytest.fixture
+def attention():
+    @fusion(stage="attention", op="Attention")
+    def attention(q=tensor(), k=tensor(), v=tensor(), mask=tensor()):
+        scores = op.MatMul(q, op.Transpose(k, perm=[0, 2, 1]))
+        return op.MatMul(op.Softmax(scores + mask | scores, axis=-1), v)
+
+    @attention.rewrite
+    def fused(new, m):
+        return new.Attention(m.q, m.k, m.v, m.mask)
+
+    return attention
