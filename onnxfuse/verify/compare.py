@@ -51,17 +51,17 @@ def difference(reference: np.ndarray, actual: np.ndarray, counts: np.ndarray | N
     return Difference(float(absolute.max()), float(relative.max()), tuple(int(i) for i in worst), int(counts.sum()))
 
 
-def defined(shape: tuple[int, ...], point: Point) -> np.ndarray | None:
+def defined(shape: tuple[int, ...], point: Point, axis: int | None = None) -> np.ndarray | None:
     """Which values of an output of `shape` are defined at `point`; None: all.
 
     A padding token attends to nothing, and exporters differ in what they compute there: its hidden state, its logits
-    and, from the second layer on, its key and value are undefined. The tokens are on axis 1 of [B, S, ...] and on
-    axis 2 of [B, N, S or T, ...] outputs.
+    and, from the second layer on, its key and value are undefined. The tokens are on `axis`; if that is not given, on
+    axis 1 of [B, S, ...] and on axis 2 of [B, N, S or T, ...].
     """
     if point.padding == "none" or len(shape) < 2 or shape[0] != point.batch:
         return None
     keys = visible(point)
-    axis = 2 if len(shape) == 4 else 1
+    axis = (2 if len(shape) == 4 else 1) if axis is None else axis
     if shape[axis] == point.total:
         rows = keys
     elif shape[axis] == point.length:

@@ -78,12 +78,12 @@ class Session:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             what = "the model" if isinstance(model, ir.Model) else os.fspath(model)
             raise UsageError(f"ONNX Runtime cannot load {what}: {first_line(error)}") from error
-        self.inputs = {entry.name for entry in self.session.get_inputs()}
+        self.input_names = [entry.name for entry in self.session.get_inputs()]
         self.outputs = [entry.name for entry in self.session.get_outputs()]
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs for `feed` by name, bfloat16 included; entries that the model does not take are left out."""
-        values = {name: ort_value(array) for name, array in feed.items() if name in self.inputs}
+        values = {name: ort_value(array) for name, array in feed.items() if name in self.input_names}
         results = self.session.run_with_ort_values(self.outputs, values)
         return {name: _array(result) for name, result in zip(self.outputs, results, strict=True)}
 

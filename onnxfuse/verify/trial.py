@@ -1,0 +1,225 @@
+"""Running a match before and after on a few sizes.
+
+The reference is the old graph computed in a wider dtype where ONNX Runtime can, without its optimisations. The new graph
+may be twice as far from it as the old graph is, plus the fusion's own tolerance: a kernel that rounds less often than
+the graph is not punished for being more exact. Rows of padding tokens, which see no key, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfuse import dims, operators
+from onnxfuse.derived import DerivedTensor
+from onnxfuse.errors import UsageError
+from onnxfuse.splice import Candidate
+from onnxfuse.verify.compare import defined, difference
+from onnxfuse.verify.feeds import draw
+from onnxfuse.verify.interface import Point
+from onnxfuse.verify.sessions import Session, first_line
+from onnxfuse.verify.shrink import Shrinking
+from onnxfuse.verify.slices import Slice, Unsliceable
+
+if TYPE_CHECKING:
+    from onnxfuse.verify.match import MatchVerifier
+
+POINTS = (
+    Point(2, 5, 0),
+    Point(2, 5, 7, "left"),
+    Point(1, 4, 3, sample=1),
+    Point(3, 1, 9, "left"),
+    Point(2, 6, 0, "right"),
+)
+SCALES = (1.0, 0.03, 1.0, 4.0, 0.3)  # of activations, one a point: small ones show an epsilon, large ones a saturation
+UNKNOWN_SIZE = 4  # of a dimension that no input of the model tells
+LONGEST_PROMPT = 512  # tokens drawn to show a sliding window where there is no cache to fill
+WIDENINGS = (
+    {ir.DataType.FLOAT16: ir.DataType.FLOAT, ir.DataType.BFLOAT16: ir.DataType.FLOAT},
+    {ir.DataType.FLOAT: ir.DataType.DOUBLE},
+)
+UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+ROUNDINGS = 64  # accepted where a fusion states no tolerance: some ten operators, with a margin of six
+
+Arrays = dict[ir.Value, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`reason` is None if the structure may be fused; `points` sizes were compared, `max_rel` is the worst result."""
+
+    reason: str | None
+    points: int = 0
+    max_rel: float = 0.0
+
+
+class _Sizes(dict):
+    def __missing__(self, name: str) -> int:
+        return UNKNOWN_SIZE
+
+
+class Trial:
+    """One candidate, its old and its new graph, to be run at several points."""
+
+    def __init__(self, verifier: MatchVerifier, candidate: Candidate, before: Slice, after: Slice) -> None:
+        self.verifier = verifier
+        self.facts = verifier.facts
+        self.interface = verifier.interface
+        self.candidate = candidate
+        self.before = before
+        self.after = after
+        self.functions = [*self.facts.model.functions.values(), *candidate.functions]
+        self.shrinking = Shrinking.of(before, after, self.functions)
+
+    def points(self) -> list[Point]:
+        """The sizes to try, those that the model fixes put in their place."""
+        windows = {node.attributes["window"].value for node in self.candidate.new_nodes if "window" in node.attributes}
+        beyond = [p for w in windows if w > 0 for p in (Point(1, 1, w + 3), Point(1, w + 3, 0)) if p.length <= LONGEST_PROMPT]
+        settled = [self.interface.settle(point) for point in (*POINTS, *beyond)]
+        possible = [p if p.batch > 1 else replace(p, padding="none") for p in settled if p.past >= 0]
+        return list(dict.fromkeys(possible))
+
+    def verdict(self) -> Verdict:
+        """Run everything and compare."""
+        reference, wide = self._reference()
+        try:
+            plain = self._session(self.before)
+        except UsageError as error:
+            if reference is None:
+                return Verdict(f"cannot be verified: before the rewrite, {error}")
+            plain = None
+        try:
+            sessions = {"as function bodies": self._session(self.after)}
+            if self.verifier.library is not None:
+                sessions["with the library"] = self._session(self.after, library=self.verifier.library)
+        except UsageError as error:
+            return Verdict(str(error))
+        compared, worst, failure = 0, 0.0, ""
+        for index, point in enumerate(self.points()):
+            arrays, masked = self._draw(point, SCALES[index % len(SCALES)], index)
+            old, exact = None, None
+            try:
+                old = self._run(plain, self.before, arrays, {}) if plain else None
+                exact = self._run(reference, self.before, arrays, wide) if reference else None
+            except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+                failure = first_line(error)
+                if old is None:
+                    continue
+            for way, session in sessions.items():
+                where = f"at {point}, {way}"
+                try:
+                    new = self._run(session, self.after, arrays, {})
+                except Exception as error:
+                    return Verdict(f"the new nodes fail {where}: {first_line(error)}")
+                reason, found = self._compare(old, exact, new, point, masked)
+                worst = max(worst, found)
+                if reason is not None:
+                    return Verdict(f"{reason} {where}", compared, worst)
+            compared += 1
+        if not compared:
+            return Verdict(f"cannot be verified: the old nodes run on no inputs of these shapes: {failure}")
+        return Verdict(None, compared, worst)
+
+    def _session(self, piece: Slice, widen: dict | None = None, **options: object) -> Session:
+        return Session(piece.model(self.functions, widen), provider=self.verifier.provider, **options)
+
+    def _reference(self) -> tuple[Session | None, dict[ir.DataType, ir.DataType]]:
+        """The old graph in the next wider dtype, None where ONNX Runtime has no kernel for that."""
+        dtypes = {self.facts.dtype(value) for value in (*self.before.leaves, *self.before.outputs)}
+        for widening in WIDENINGS:
+            if dtypes & set(widening):
+                try:
+                    return self._session(self.before, widening), widening
+                except (UsageError, Unsliceable):
+                    return None, {}
+        return None, {}
+
+    def _draw(self, point: Point, scale: float, seed: int) -> tuple[Arrays, bool]:
+        """Arrays for all leaves, and whether a padding mask is among them."""
+        feed = draw(self.interface, point)
+        sizes = _Sizes()
+        for entry in self.interface.inputs:
+            for axis, size in enumerate(self.interface.shape(entry, point)):
+                sizes[entry.dims[axis] or f"{entry.name}:{axis}"] = size
+            if feed[entry.name].size == 1 and feed[entry.name].dtype.kind == "i":
+                sizes.setdefault(entry.name, int(feed[entry.name].reshape(-1)[0]))
+        rng = np.random.default_rng(seed)
+        arrays: Arrays = {}
+        inputs = list(dict.fromkeys((*self.before.inputs, *self.after.inputs)))
+        for value in inputs:
+            if isinstance(self.facts.tensor(value), DerivedTensor):
+                continue
+            role = self.verifier.roles.get(value)
+            if role not in (None, "values"):
+                arrays[value] = feed[value.name]
+            else:
+                arrays[value] = self._random(value, sizes, scale, rng)
+        for value in inputs:
+            tensor = self.facts.tensor(value)
+            if isinstance(tensor, DerivedTensor):
+                arrays[value] = tensor.function(arrays[tensor.source])
+        for value in (*self.before.known, *self.after.known):
+            fact = self.facts.fact(value)
+            entries = [dims.evaluate(entry, sizes) for entry in fact.integers()]
+            arrays[value] = np.array(entries, dtype=fact.dtype.numpy()).reshape(fact.content.shape)
+        return arrays, any(self.verifier.roles.get(value) == "mask" for value in inputs)
+
+    def _random(self, value: ir.Value, sizes: _Sizes, scale: float, rng: np.random.Generator) -> np.ndarray:
+        dtype, shape = self.facts.dtype(value), self.facts.shape(value)
+        if dtype is None or shape is None or None in shape:
+            raise Unsliceable(f"dtype and shape of {value.name!r} are unknown")
+        shape = tuple(self.shrinking.size(dims.evaluate(size, sizes)) for size in shape)
+        if dtype == ir.DataType.BOOL:
+            return rng.random(shape) < 0.5
+        if not dtype.is_floating_point():
+            return rng.integers(0, 4, shape).astype(dtype.numpy())
+        array = rng.standard_normal(shape, dtype=np.float32)
+        if not self.facts.is_constant(value):
+            array *= np.float32(scale)
+        elif len(shape) == 1:
+            array = 1 + np.float32(0.3) * array  # a gain, or a bias
+        elif len(shape) > 1:
+            array /= np.float32(np.sqrt(max(shape[-2], 1)))  # a product keeps the size of its input
+        return array.astype(dtype.numpy())
+
+    def _run(self, session: Session, piece: Slice, arrays: Arrays, wide: dict) -> list[np.ndarray]:
+        feed = {}
+        for name, value in zip(session.input_names, (*piece.inputs, *piece.known), strict=True):
+            dtype = wide.get(self.facts.dtype(value))
+            feed[name] = arrays[value] if dtype is None else arrays[value].astype(dtype.numpy())
+        results = session.run(feed)
+        return [results[name] for name in session.outputs]
+
+    def _compare(
+        self, old: Sequence | None, exact: Sequence | None, new: Sequence, point: Point, masked: bool
+    ) -> tuple[str | None, float]:
+        worst = 0.0
+        for index, value in enumerate(self.candidate.outputs):
+            reference = (exact or old)[index]
+            counts = defined(reference.shape, point, self._token_axis(value)) if masked else None
+            noise = difference(reference, old[index], counts).max_rel if exact and old else 0.0
+            found = difference(reference, new[index], counts)
+            worst = max(worst, found.max_rel)
+            allowed = self._tolerance(value) + 2 * (noise if np.isfinite(noise) else 0.0)
+            if found.max_rel > allowed:
+                shapes = "" if reference.shape == new[index].shape else f" in shape, {new[index].shape} for {reference.shape},"
+                return (
+                    f"{value.name!r} differs{shapes} by {found.max_rel:.1e} relative at {list(found.worst)}, "
+                    f"{allowed:.1e} is allowed,",
+                    worst,
+                )
+        return None, worst
+
+    def _token_axis(self, value: ir.Value) -> int | None:
+        """The first axis of `value` after the batch whose size depends on the input's sizes."""
+        shape = self.facts.shape(value) or ()
+        return next((axis for axis, size in enumerate(shape) if axis > 0 and not isinstance(size, int)), None)
+
+    def _tolerance(self, value: ir.Value) -> float:
+        dtype = operators.dtype_name(self.facts.dtype(value))
+        stated = self.candidate.fusion.tolerance.get(dtype)
+        return ROUNDINGS * UNIT_ROUNDOFF.get(dtype, 0.0) if stated is None else stated
