@@ -1,0 +1,294 @@
+"""The rewrite as one call: load, normalise, match, verify, check, write, report."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxfuse import catalog, model_io, runtime, soundness
+from onnxfuse.custom_ops import functions
+from onnxfuse.errors import Rejected, UsageError
+from onnxfuse.explain import Event, Fused, NearMiss, Refused
+from onnxfuse.facts import Facts
+from onnxfuse.fusion import Fusion
+from onnxfuse.normalise import normalise
+from onnxfuse.report import Report, Verification, fused_count, node_count
+from onnxfuse.rewriter import rewrite
+from onnxfuse.splice import Candidate
+from onnxfuse.verify.bisect import guilty
+from onnxfuse.verify.match import MatchVerifier
+from onnxfuse.verify.model import validate
+
+TARGETS = ("cpu", "cuda")
+LEVELS = ("op",)
+KV_CACHES = ("concat",)
+VERIFICATIONS = ("match", "model", "none")
+
+Source = str | os.PathLike | onnx.ModelProto | ir.Model
+Progress = Callable[[str, int, int | None], None]  # what is done, how much of it, of how much (None: unknown)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The rewritten model and what happened on the way; `events` is every fusion, refusal and near miss."""
+
+    model: ir.Model
+    report: Report
+    events: tuple[Event, ...]
+
+
+def optimize(
+    model: Source,
+    output: str | os.PathLike | None = None,
+    *,
+    target: str = "cpu",
+    fusions: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    require: Iterable[str] = (),
+    level: str = "op",
+    kv_cache: str = "concat",
+    verify: str = "match",
+    weights: str = "copy",
+    progress: Progress | None = None,
+) -> Result:
+    """Fuse `model` and prove the result equal.
+
+    Parameters
+    ----------
+    model : path, onnx.ModelProto or onnx_ir.Model
+        Left as it is.
+    output : path, optional
+        Where to write the result; without it the result is only returned.
+    target : "cpu" | "cuda"
+        What the result shall run on.
+    fusions, skip : names, optional
+        Only these fusions; all but those. `onnxfuse list` names them.
+    require : names
+        Fusions that must have been applied.
+    level : "op"
+        How much one fused node may comprise.
+    kv_cache : "concat"
+        The interface of the key-value cache; "concat" is the one the model was exported with.
+    verify : "match" | "model" | "none"
+        Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
+    weights : "copy" | "reference"
+        What happens to weights in external data files, see `model_io.save`.
+    progress : callable(stage, done, total), optional
+
+    Raises
+    ------
+    UsageError
+        The input is unreadable or an option is impossible.
+    Rejected
+        The whole model differs, or a required fusion is absent; nothing is written.
+
+    Examples
+    --------
+    >>> result = onnxfuse.optimize("model.onnx", output="fused.onnx")  # doctest: +SKIP
+    >>> result.report.fused  # doctest: +SKIP
+    {'Attention': 2, 'GatedMLP': 2, 'RMSNorm': 1, 'RotaryEmbedding': 4, 'SkipRMSNorm': 4}
+    """
+    for name, value, known in (
+        ("target", target, TARGETS),
+        ("level", level, LEVELS),
+        ("kv_cache", kv_cache, KV_CACHES),
+        ("verify", verify, VERIFICATIONS),
+        ("weights", weights, model_io.WEIGHTS),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
+    chosen = choose(fusions, skip)
+    required = [_known(name).name for name in require]
+    run = _Run(model, output, target, verify, weights, progress or (lambda stage, done, total: None))
+    return run.optimize(chosen, required)
+
+
+def explain(model: Source, *, fusions: Iterable[str] | None = None, verify: str = "match") -> Result:
+    """What `optimize` would do to `model` and why it leaves the rest alone: see `Result.events`.
+
+    Parameters
+    ----------
+    model : path, onnx.ModelProto or onnx_ir.Model
+    fusions : names, optional
+        The fusions to try; they build on each other, so leaving some out may leave others without a match.
+    """
+    return optimize(model, fusions=fusions, verify=verify)
+
+
+def choose(fusions: Iterable[str] | None = None, skip: Iterable[str] = ()) -> tuple[Fusion, ...]:
+    """The fusions of these names (None: all) without those to skip. Raises UsageError for an unknown name."""
+    skipped = {_known(name) for name in skip}
+    wanted = catalog.fusions() if fusions is None else {_known(name): None for name in fusions}
+    return tuple(fusion for fusion in wanted if fusion not in skipped)
+
+
+def _known(name: str) -> Fusion:
+    by_name = {fusion.name: fusion for fusion in catalog.fusions()}
+    if name not in by_name:
+        close = difflib.get_close_matches(name, by_name, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(by_name)}"
+        raise UsageError(f"there is no fusion {name!r}: {hint}")
+    return by_name[name]
+
+
+class _Run:
+    """One model on its way through `optimize`."""
+
+    def __init__(
+        self,
+        source: Source,
+        output: str | os.PathLike | None,
+        target: str,
+        verify: str,
+        weights: str,
+        progress: Progress,
+    ) -> None:
+        self.source = source
+        self.output = None if output is None else Path(output)
+        self.target = target
+        self.verify = verify
+        self.weights = weights
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.library = _library() if target == "cpu" else None
+
+    def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
+        with self._timed("load"):
+            loaded = model_io.load(self.source)
+            self._check_output(loaded)
+            before = node_count(loaded)
+        model, events, notes = self.rewritten(loaded, fusions)
+        report = Report(
+            model=os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else loaded.graph.name or "model",
+            output=None if self.output is None else str(self.output),
+            target=self.target,
+            nodes_before=before,
+            nodes_after=node_count(model),
+            fused=fused_count(model),
+            refused=[event for event in events if isinstance(event, Refused)],
+            near_misses=[event for event in events if isinstance(event, NearMiss)],
+            verification=Verification(self.verify, None if self.verify == "none" else True, notes=tuple(notes)),
+            seconds=self.seconds,
+        )
+        absent = sorted(set(required) - {event.fusion for event in events if isinstance(event, Fused)})
+        if absent:
+            raise Rejected(f"required and not found in the model: {', '.join(absent)}", report)
+        if self.verify == "model":
+            self._verify_whole(model, fusions, events, report)
+        if self.output is not None:
+            with self._timed("write"):
+                self._write(model)
+        return Result(model, report, tuple(events))
+
+    def _check_output(self, loaded: ir.Model) -> None:
+        if self.output is not None:
+            model_io.check_output(self.output, loaded, weights=self.weights, protect=self._protected())
+
+    def _protected(self) -> list[str | os.PathLike]:
+        return [self.source] if isinstance(self.source, str | os.PathLike) else []
+
+    def rewritten(self, loaded: ir.Model, fusions: Sequence[Fusion]) -> tuple[ir.Model, list[Event], list[str]]:
+        """A rewritten copy of `loaded`, what happened, and remarks on the verification."""
+        model = loaded.clone()
+        interface = soundness.interface(model)
+        with self._timed("normalise"):
+            facts = normalise(model)
+        with self._timed("rewrite"):
+            verifier = None
+            if self.verify != "none":
+                verifier = MatchVerifier(facts, library=self.library)
+
+            def judged(candidate: Candidate) -> str | None:
+                self.progress("verifying matches", verifier.candidates, None)
+                return verifier(candidate)
+
+            events = rewrite(model, facts, fusions, verify=judged if verifier else None, body=_body(facts))
+        with self._timed("check"):
+            soundness.complete(model, facts)
+            if soundness.interface(model) != interface:
+                raise AssertionError(f"the rewrite changed the interface: {interface} -> {soundness.interface(model)}")
+            complaint = soundness.checker_complaint(model)
+            if complaint is not None and soundness.checker_complaint(loaded) is None:
+                raise AssertionError(f"the rewritten model fails onnx.checker: {complaint}")
+        notes = []
+        if complaint is not None:
+            notes.append(f"onnx.checker rejects the original model already: {complaint}")
+        if verifier is not None:
+            notes.append(f"{len(verifier.verdicts)} different structures among {verifier.candidates} matches")
+            if self.library is None:
+                notes.append(f"no operator library for {self.target}: matches were verified as function bodies")
+        return model, events, notes
+
+    def _verify_whole(
+        self, model: ir.Model, fusions: Sequence[Fusion], events: Sequence[Event], report: Report
+    ) -> None:
+        original = self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
+
+        def compare(candidate: ir.Model) -> Verification:
+            return validate(
+                original,
+                candidate,
+                library=self.library,
+                progress=lambda done, total: self.progress("verifying the model", done, total),
+            )
+
+        with self._timed("verify"):
+            found = compare(model)
+            report.verification = replace(found, notes=(*report.verification.notes, *found.notes))
+            if found.passed:
+                return
+            applied = sorted({event.fusion for event in events if isinstance(event, Fused)})
+            loaded = model_io.load(self.source)
+
+            def passes(skipped: frozenset[str]) -> bool:
+                self.progress("searching the guilty fusion", len(skipped), None)
+                kept = [fusion for fusion in fusions if fusion.name not in skipped]
+                return bool(compare(self.rewritten(loaded, kept)[0]).passed)
+
+            names = tuple(guilty(applied, passes))
+            report.verification = replace(report.verification, guilty=names)
+        blame = f"; without {', '.join(names)} it does not: --skip {','.join(names)}" if names else ""
+        raise Rejected(f"the rewritten model differs from the original{blame}", report)
+
+    def _write(self, model: ir.Model) -> None:
+        model_io.save(
+            model,
+            self.output,
+            weights=self.weights,
+            protect=self._protected(),
+            progress=lambda done, total: self.progress("writing weights", done, total),
+        )
+
+    @contextmanager
+    def _timed(self, stage: str):
+        self.progress(stage, 0, None)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _body(facts: Facts) -> Callable[[ir.Node, int], ir.Function]:
+    """Makes function bodies; dtypes and ranks come from `facts` where the model does not state them."""
+
+    def body(node: ir.Node, opset: int) -> ir.Function:
+        soundness.describe(node, facts)
+        return functions.body(node, opset)
+
+    return body
+
+
+def _library() -> Path | None:
+    try:
+        return runtime.library_path()
+    except FileNotFoundError:
+        return None
