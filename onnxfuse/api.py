@@ -167,7 +167,9 @@ class _Run:
             before = node_count(loaded)
         model, events, notes = self.rewritten(loaded, fusions)
         report = Report(
-            model=os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else loaded.graph.name or "model",
+            model=os.fspath(self.source)
+            if isinstance(self.source, str | os.PathLike)
+            else loaded.graph.name or "model",
             output=None if self.output is None else str(self.output),
             target=self.target,
             nodes_before=before,

@@ -16,38 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-DOMAIN = "onnxfuse"
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A place whose structure matched a fusion, and why it stayed as it was.
-
-    `fusion` is the pattern's name, `node` the anchor's name in the model, `where` the file and line that refused.
-    """
-
-    fusion: str
-    node: str
-    reason: str
-    where: str = ""
-
-
-@dataclass(frozen=True)
-class NearMiss:
-    """The best failed attempt of `fusion` at `node`: `matched` of `nodes` pattern nodes agreed.
-
-    `expected` and `found` say what broke it, `where` the pattern's file and line, `tried` why each alternative failed.
-    """
-
-    fusion: str
-    node: str
-    matched: int
-    nodes: int
-    expected: str
-    found: str
-    where: str = ""
-    tried: tuple[str, ...] = ()
-    hint: str = ""
+from onnxfuse.explain import NearMiss, Refused
+from onnxfuse.operators import OWN
 
 
 @dataclass(frozen=True)
@@ -136,13 +106,13 @@ def node_count(model: ir.Model) -> int:
 
 def fused_count(model: ir.Model) -> dict[str, int]:
     """How many nodes of each onnxfuse operator `model` holds; those inside bodies of onnxfuse blocks do not count."""
-    return dict(Counter(node.op_type for node in _nodes(model) if node.domain == DOMAIN))
+    return dict(Counter(node.op_type for node in _nodes(model) if node.domain == OWN))
 
 
 def _nodes(model: ir.Model) -> Iterable[ir.Node]:
     yield from ir.traversal.RecursiveGraphIterator(model.graph)
     for function in model.functions.values():
-        if function.domain != DOMAIN:
+        if function.domain != OWN:
             yield from ir.traversal.RecursiveGraphIterator(function)
 
 
@@ -157,29 +127,42 @@ def _summary(report: Report) -> Text:
 
 
 def _print_refusals(console: Console, refused: list[Refused], verbose: bool) -> None:
-    if not verbose:
-        reasons = Counter((entry.fusion, entry.reason) for entry in refused)
-        for (fusion, reason), count in reasons.items():
-            console.print(Text(f"  refused {fusion} x{count}: {reason}", style="yellow"))
+    if verbose:
+        for entry in refused:
+            print_refusal(console, entry)
         return
-    for entry in refused:
-        console.print(Text(f"  refused {entry.fusion} at {entry.node}", style="yellow"))
-        console.print(Text(f"    {entry.reason}" + (f"  ({entry.where})" if entry.where else "")))
+    reasons = Counter((entry.fusion, entry.reason) for entry in refused)
+    for (fusion, reason), count in reasons.items():
+        console.print(Text(f"  refused {fusion} x{count}: {reason}", style="yellow"))
 
 
 def _print_near_misses(console: Console, near_misses: list[NearMiss], verbose: bool) -> None:
-    if not verbose:
-        if near_misses:
-            console.print(Text(f"  {len(near_misses)} near misses; onnxfuse explain shows them"))
-        return
-    for miss in near_misses:
-        console.print(Text(f"  near miss {miss.fusion} at {miss.node}: {miss.matched} of {miss.nodes} nodes matched"))
-        where = f"  ({miss.where})" if miss.where else ""
-        console.print(Text(f"    expected {miss.expected}   found {miss.found}{where}"))
-        for line in miss.tried:
-            console.print(Text(f"    tried {line}"))
-        if miss.hint:
-            console.print(Text(f"    hint {miss.hint}"))
+    if verbose:
+        for entry in near_misses:
+            print_near_miss(console, entry)
+    elif near_misses:
+        console.print(Text(f"  {_count(len(near_misses), 'near miss', 'near misses')}; onnxfuse explain shows them"))
+
+
+def print_refusal(console: Console, refused: Refused) -> None:
+    """One refusal: where in the model, why, and the line that says so."""
+    console.print(Text(f"  refused {refused.fusion} at {refused.node}", style="yellow"))
+    console.print(Text(f"    {refused.reason}" + (f"  ({refused.where})" if refused.where else "")))
+
+
+def print_near_miss(console: Console, miss: NearMiss) -> None:
+    """One near miss: how far the pattern agreed, the line where it ends, and why each alternative failed there."""
+    agreed = f"{miss.matched} of {miss.wanted} operators matched"
+    console.print(Text(f"  near miss {miss.fusion} at {miss.node}: {agreed}", style="cyan"))
+    console.print(Text(f"    {miss.where}  {miss.source.strip()}"))
+    console.print(Text(f"    {miss.message}"))
+    console.print(Text(f"    at {miss.at}"))
+    for alternative, outcome in miss.tried:
+        console.print(Text(f"    tried {alternative}  {outcome}"))
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def print_verification(console: Console, verification: Verification) -> None:

@@ -112,4 +112,3 @@ class MatchVerifier:
         if kept:
             return content_text(tensor)
         return f"{self.facts.dtype(value)} {self.facts.shape(value)} {value.name if value in self.roles else ''}"
-
