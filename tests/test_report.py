@@ -37,9 +37,7 @@ def example() -> Report:
         nodes_after=30,
         fused={"RMSNorm": 5, "Attention": 2},
         refused=[Refused("rms_norm", "/norm/Mul", "weight is float32, x is float16", "rms_norm.py:28")] * 2,
-        near_misses=[
-            NearMiss("attention", "/attn/MatMul", 9, 10, "axis -1", "axis 1", "attention.py:30", ("a: b",), "h")
-        ],
+        near_misses=[MISS],
         verification=Verification(
             "model",
             False,

@@ -62,26 +62,27 @@ class Input:
 
 @dataclass(frozen=True)
 class Interface:
-    """The inputs of a model, each with its role."""
+    """The inputs of a model, each with its role; `unknown` are those without a dtype and a rank to draw values by."""
 
     inputs: tuple[Input, ...]
+    unknown: tuple[str, ...] = ()
     free: int = FREE_SIZES[0]
 
     @classmethod
     def of(cls, model: ir.Model) -> Interface:
         """Classify the inputs of `model`; initializers that are also inputs keep their default and are left out."""
         given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+        unknown = tuple(value.name for value in given if value.shape is None or value.dtype is None)
+        given = [value for value in given if value.name not in unknown]
         inputs = []
         for value in given:
-            if value.shape is None or value.dtype is None:
-                raise ValueError(f"graph input {value.name!r} has no known dtype and rank, so no value can be drawn")
             rows = _rows_indexed_by(value)
             role = _role(value, rows, given)
             dims = tuple(d if isinstance(d, int) else d.value for d in value.shape)
             axes = tuple(d if isinstance(d, int) else None for d in dims)
             inputs.append(Input(value.name, value.dtype, dims, role, axes, rows or 0))
         symbols = _symbol_meanings(inputs)
-        return cls(tuple(replace(i, axes=_axes(i, symbols)) for i in inputs))
+        return cls(tuple(replace(i, axes=_axes(i, symbols)) for i in inputs), unknown)
 
     def has(self, role: str) -> bool:
         """Whether an input plays `role`."""
@@ -183,29 +184,27 @@ def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
 def _shaped_like_tokens(value: ir.Value, given: Iterable[ir.Value]) -> bool:
     """A float [B, S] beside integer [B, S] token ids: an attention mask whose exporter lost its name."""
     return any(
-        other.dtype is not None
-        and other.dtype.is_integer()
-        and other.shape == value.shape
-        and _rows_indexed_by(other) is not None
+        other.dtype.is_integer() and other.shape == value.shape and _rows_indexed_by(other) is not None
         for other in given
-        if other.shape is not None
     )
 
 
 def _symbol_meanings(inputs: Iterable[Input]) -> dict[str, str]:
-    """What each symbol means, from the roles of the inputs that use it, then from its own name."""
+    """What each symbol means: from the roles of the inputs that use it, else its name, else its place."""
     meanings: dict[str, str] = {}
     inputs = list(inputs)
-    for entry in inputs:
-        for size, meaning in zip(entry.dims, _role_axes(entry.role, len(entry.dims)), strict=True):
-            if isinstance(size, str) and meaning is not None:
-                meanings.setdefault(size, meaning)
-    for entry in inputs:
-        for size in entry.dims:
-            if isinstance(size, str) and size not in meanings:
-                meaning = _meaning_of_name(size.lower())
-                if meaning is not None:
-                    meanings[size] = meaning
+    guesses = (
+        lambda entry, axis, size: _role_axes(entry.role, len(entry.dims))[axis],
+        lambda entry, axis, size: _meaning_of_name(size.lower()),
+        lambda entry, axis, size: _meaning_of_place(len(entry.dims), axis) if entry.role == "values" else None,
+    )
+    for guess in guesses:
+        for entry in inputs:
+            for axis, size in enumerate(entry.dims):
+                if isinstance(size, str) and size not in meanings:
+                    meaning = guess(entry, axis, size)
+                    if meaning is not None:
+                        meanings[size] = meaning
     return meanings
 
 
@@ -219,6 +218,13 @@ def _meaning_of_name(name: str) -> str | None:
     if "seq" in name or "len" in name:
         return "S"
     return None
+
+
+def _meaning_of_place(rank: int, axis: int) -> str | None:
+    """Activations are [B, S, H] or [B, N, S, D]."""
+    if rank >= 2 and axis == 0:
+        return "B"
+    return "S" if (rank, axis) in ((3, 1), (4, 2)) else None
 
 
 def _axes(entry: Input, symbols: dict[str, str]) -> tuple[str | int | None, ...]:

@@ -21,7 +21,8 @@ from onnxfuse.verify.interface import Interface
 from onnxfuse.verify.slices import Unsliceable, content_text, cut_out, fingerprint, reads
 from onnxfuse.verify.trial import Trial, Verdict
 
-ACTIVATIONS = ("values", "past", "embeddings", "tokens")  # roles of inputs behind which the network itself begins
+FLOATING = ("values", "past", "embeddings")  # roles of inputs whose values are as good as any
+ACTIVATIONS = (*FLOATING, "tokens")  # roles of inputs behind which the network itself begins
 KEPT_SIZE = 16  # elements up to which a constant that the new nodes read keeps its content: a scale, not a weight
 
 
@@ -60,6 +61,10 @@ class MatchVerifier:
             return self.verdicts[key].reason
         except Unsliceable as why:
             return f"cannot be verified: {why}"
+
+    def has_meaning(self, value: ir.Value) -> bool:
+        """Whether `value` is an input of the model that cannot be drawn like any number: a mask, a position, a token."""
+        return self.roles.get(value, "values") not in FLOATING
 
     def _cuts(self, candidate: Candidate) -> set[ir.Value]:
         made = {output for node in candidate.new_nodes for output in node.outputs}
@@ -111,4 +116,4 @@ class MatchVerifier:
             return f"{tensor.function.__qualname__} {tensor.dtype} {tensor.shape}"
         if kept:
             return content_text(tensor)
-        return f"{self.facts.dtype(value)} {self.facts.shape(value)} {value.name if value in self.roles else ''}"
+        return f"{self.facts.dtype(value)} {self.facts.shape(value)} {value.name if self.has_meaning(value) else ''}"

@@ -53,6 +53,9 @@ def validate(
         A model cannot be loaded, or the original runs on none of the generated inputs.
     """
     interface = Interface.of(model_io.load(original))
+    if interface.unknown:
+        names = ", ".join(interface.unknown)
+        raise UsageError(f"no values can be drawn for inputs without a known dtype and rank: {names}")
     same_interface(original, fused)
     points = grid(interface) if points is None else points
     rounds = [("bodies", None)] + ([("library", library)] if library is not None else [])

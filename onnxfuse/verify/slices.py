@@ -7,8 +7,9 @@ inputs, constants, and integers that are known from the symbolic sizes alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -39,17 +40,22 @@ class Slice:
         """All values that the slice does not compute."""
         return (*self.inputs, *self.known, *self.constants)
 
-    def model(self, functions: Iterable[ir.Function], widen: dict[ir.DataType, ir.DataType] | None = None) -> ir.Model:
+    def model(
+        self,
+        functions: Iterable[ir.Function],
+        widen: Mapping[ir.DataType, ir.DataType] = MappingProxyType({}),
+        resize: Callable[[int], int] = int,
+    ) -> ir.Model:
         """The slice as a model whose inputs are `inputs`, then `known`.
 
-        With `widen`, what has one of its keys as dtype is computed in the dtype it maps to.
+        What has a key of `widen` as dtype is computed in the dtype it maps to; `resize` changes the inputs' sizes.
 
         Raises
         ------
         Unsliceable
             A node has no meaning outside its function, or its subgraph cannot be widened.
         """
-        return _Assembly(self, widen or {}).model(functions)
+        return _Assembly(self, widen, resize).model(functions)
 
 
 def cut_out(outputs: Sequence[ir.Value], cuts: Callable[[ir.Value], bool], facts: Facts) -> Slice:
@@ -143,9 +149,10 @@ def content_text(tensor: ir.TensorProtocol) -> str:
 class _Assembly:
     """Clones a slice, so that the graph it was cut from stays as it is."""
 
-    def __init__(self, piece: Slice, widen: dict[ir.DataType, ir.DataType]) -> None:
+    def __init__(self, piece: Slice, widen: Mapping[ir.DataType, ir.DataType], resize: Callable[[int], int]) -> None:
         self.piece = piece
         self.widen = widen
+        self.resize = resize
         self.values: dict[ir.Value, ir.Value] = {}
         self.clones: list[ir.Graph] = []
 
@@ -190,7 +197,7 @@ class _Assembly:
         dtype, shape = self.piece.facts.dtype(value), self.piece.facts.shape(value)
         made = ir.Value(name=self._new(value), type=ir.TensorType(self._dtype(dtype)))
         if shape is not None:
-            made.shape = ir.Shape([size if isinstance(size, int) else None for size in shape])
+            made.shape = ir.Shape([self.resize(size) if isinstance(size, int) else None for size in shape])
         self.values[value] = made
         return made
 

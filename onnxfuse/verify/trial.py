@@ -127,8 +127,9 @@ class Trial:
             return Verdict(f"cannot be verified: the old nodes run on no inputs of these shapes: {failure}")
         return Verdict(None, compared, worst)
 
-    def _session(self, piece: Slice, widen: dict | None = None, **options: object) -> Session:
-        return Session(piece.model(self.functions, widen), provider=self.verifier.provider, **options)
+    def _session(self, piece: Slice, widen: dict[ir.DataType, ir.DataType] | None = None, **options: object) -> Session:
+        model = piece.model(self.functions, widen or {}, self.shrinking.size)
+        return Session(model, provider=self.verifier.provider, **options)
 
     def _reference(self) -> tuple[Session | None, dict[ir.DataType, ir.DataType]]:
         """The old graph in the next wider dtype, None where ONNX Runtime has no kernel for that."""
@@ -156,8 +157,7 @@ class Trial:
         for value in inputs:
             if isinstance(self.facts.tensor(value), DerivedTensor):
                 continue
-            role = self.verifier.roles.get(value)
-            if role not in (None, "values"):
+            if self.verifier.has_meaning(value):
                 arrays[value] = feed[value.name]
             else:
                 arrays[value] = self._random(value, sizes, scale, rng)

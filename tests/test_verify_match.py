@@ -1,0 +1,296 @@
+"""A rewrite enters the graph only if old and new nodes compute the same on random inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxfuse.custom_ops import functions
+
+from onnxfuse import runtime, soundness
+from onnxfuse.derived import DerivedTensor
+from onnxfuse.dsl import constant, fusion, op, scalar, tensor
+from onnxfuse.explain import Fused, Refused
+from onnxfuse.facts import Facts
+from onnxfuse.rewriter import rewrite
+from onnxfuse.verify.match import MatchVerifier
+from onnxfuse.verify.shrink import Shrinking
+from onnxfuse.verify.slices import cut_out
+
+NORM = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    norm (float[B,S,64] x, float[64] w) => (float[B,S,64] y)
+    <float eps={1e-5}, int64[1] axes={-1}>
+    {
+        square = Mul(x, x)
+        mean = ReduceMean(square, axes)
+        shifted = Add(mean, eps)
+        root = Sqrt(shifted)
+        normal = Div(x, root)
+        y = Mul(normal, w)
+    }
+"""
+
+
+def norm_model(dtype: str = "float32") -> ir.Model:
+    model = ir.from_onnx_text(NORM)
+    graph = model.graph
+    if dtype != "float32":
+        wanted = ir.DataType.from_short_name({"float16": "f16", "bfloat16": "bf16"}[dtype])
+        for value in (*graph.inputs, *graph.outputs):
+            value.dtype = wanted
+        graph.initializers["eps"].const_value = ir.tensor(np.array(1e-5, wanted.numpy()), name="eps")
+    return model
+
+
+def norm_fusion(rewriting, tolerance=None):
+    """RMSNorm with the given rewrite."""
+
+    @fusion(stage="norm", tolerance=tolerance)
+    def norm(x=tensor("... D"), weight=tensor("D"), eps=scalar()):
+        rms = op.Sqrt(op.ReduceMean(x * x, axes=[-1], keepdims=1) + eps)
+        return x / rms * weight
+
+    norm.rewrite(rewriting)
+    return norm
+
+
+def library():
+    try:
+        return runtime.library_path()
+    except FileNotFoundError:
+        return None
+
+
+def outcome(model: ir.Model | str, fusion_, *, with_library: bool = False) -> tuple[list, MatchVerifier]:
+    """The events of rewriting a model, and the verifier that watched."""
+    model = ir.from_onnx_text(model) if isinstance(model, str) else model
+    facts = Facts(model)
+    verifier = MatchVerifier(facts, library=library() if with_library else None)
+
+    def body(node: ir.Node, opset: int) -> ir.Function:
+        soundness.describe(node, facts)
+        return functions.body(node, opset)
+
+    return rewrite(model, facts, [fusion_], verify=verifier, body=body, explain=False), verifier
+
+
+def right(new, m):
+    return new.RMSNorm(m.x, m.weight, epsilon=m.eps)
+
+
+def without_weight(new, m):
+    return new.RMSNorm(m.x, np.ones(64, np.float32), epsilon=m.eps)
+
+
+def other_epsilon(new, m):
+    return new.RMSNorm(m.x, m.weight, epsilon=m.eps / 2)
+
+
+def squared_norm(new, m):
+    normal = new.RMSNorm(m.x, m.weight, epsilon=m.eps)
+    return new.onnx.Mul(normal, normal)
+
+
+def one_axis_less(new, m):
+    return new.onnx.ReduceMean(new.RMSNorm(m.x, m.weight, epsilon=m.eps), np.array([-1]), keepdims=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("with_library", [False, True])
+def test_a_right_rewrite_is_accepted(dtype, with_library):
+    if with_library and library() is None:
+        pytest.skip("the operator library was not built")
+    events, verifier = outcome(norm_model(dtype), norm_fusion(right), with_library=with_library)
+    assert [type(event) for event in events] == [Fused]
+    (verdict,) = verifier.verdicts.values()
+    assert verdict.points >= 3 and verdict.max_rel < (1e-6 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("rewriting", [without_weight, other_epsilon, squared_norm, one_axis_less])
+def test_a_wrong_rewrite_is_refused_and_says_by_how_much(rewriting):
+    events, _ = outcome(norm_model(), norm_fusion(rewriting))
+    (event,) = events
+    assert isinstance(event, Refused)
+    assert event.reason.startswith("'y' differs") and "as function bodies" in event.reason
+
+
+def test_a_small_error_is_caught_in_half_precision_too():
+    events, _ = outcome(norm_model("float16"), norm_fusion(without_weight))
+    assert isinstance(events[0], Refused)
+
+
+def test_the_stated_tolerance_counts():
+    def slightly_off(new, m):
+        return new.onnx.Mul(new.RMSNorm(m.x, m.weight, epsilon=m.eps), np.float32(1.001))
+
+    assert isinstance(outcome(norm_model(), norm_fusion(slightly_off))[0][0], Refused)
+    assert isinstance(outcome(norm_model(), norm_fusion(slightly_off, {"float32": 2e-3}))[0][0], Fused)
+
+
+def test_equal_structures_are_tried_once():
+    layers = """
+        <ir_version: 8, opset_import: ["" : 18]>
+        two (float[B,S,64] x, float[64] w, float[64] v) => (float[B,S,64] y)
+        <float eps={1e-5}, float other={1e-3}, int64[1] axes={-1}>
+        {
+            s1 = Mul(x, x)   m1 = ReduceMean(s1, axes)   a1 = Add(m1, eps)   r1 = Sqrt(a1)
+            d1 = Div(x, r1)   y1 = Mul(d1, w)
+            s2 = Mul(y1, y1)   m2 = ReduceMean(s2, axes)   a2 = Add(m2, LAST)   r2 = Sqrt(a2)
+            d2 = Div(y1, r2)   y = Mul(d2, v)
+        }
+    """
+    events, verifier = outcome(layers.replace("LAST", "eps"), norm_fusion(right))
+    assert len(events) == 2 and len(verifier.verdicts) == 1
+    events, verifier = outcome(layers.replace("LAST", "other"), norm_fusion(right))
+    assert len(events) == 2 and len(verifier.verdicts) == 2  # another epsilon is another function
+
+
+MASKED = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    masked (float[B,S,8] hidden, int64[B,S] attention_mask) => (float[B,S,S] y)
+    <int64[2] axes={1}, float one={1}, float low={-10000}, int64[1] last={1}>
+    {
+        seen = Cast<to=1>(attention_mask)
+        absent = Sub(one, seen)
+        penalty = Mul(absent, low)
+        row = Unsqueeze(penalty, last)
+        turned = Transpose<perm=[0,2,1]>(hidden)
+        scores = MatMul(hidden, turned)
+        masked = Add(scores, row)
+        y = Softmax<axis=-1>(masked)
+    }
+"""
+
+
+def masked_fusion(rewriting):
+    @fusion(stage="attention")
+    def masked(scores=tensor("B S L"), penalty=tensor()):
+        return op.Softmax(scores + op.Unsqueeze(penalty, axes=[1]), axis=-1)
+
+    masked.rewrite(rewriting)
+    return masked
+
+
+def test_masks_are_run_from_the_inputs_that_they_are_made_of():
+    """Only a real 0/1 mask keeps `penalty > -1` and `the mask is 1` apart from arbitrary numbers."""
+
+    def by_comparison(new, m):
+        hidden = new.onnx.Less(new.onnx.Unsqueeze(m.penalty, np.array([1])), np.float32(-1))
+        return new.onnx.Softmax(new.onnx.Where(hidden, np.float32(-1e4), m.scores), axis=-1)
+
+    def unmasked(new, m):
+        return new.onnx.Softmax(m.scores, axis=-1)
+
+    assert isinstance(outcome(MASKED, masked_fusion(by_comparison))[0][0], Fused)
+    assert isinstance(outcome(MASKED, masked_fusion(unmasked))[0][0], Refused)
+
+
+def test_a_difference_in_rows_of_padding_tokens_is_no_difference():
+    def zero_where_padded(new, m):
+        padded = new.onnx.Unsqueeze(new.onnx.Less(m.penalty, np.float32(-1)), np.array([2]))
+        row = new.onnx.Unsqueeze(m.penalty, np.array([1]))
+        weights = new.onnx.Exp(new.onnx.LogSoftmax(new.onnx.Add(m.scores, row), axis=-1))
+        return new.onnx.Where(padded, np.float32(0), weights)
+
+    def zero_where_visible(new, m):
+        visible = new.onnx.Unsqueeze(new.onnx.Greater(m.penalty, np.float32(-1)), np.array([2]))
+        row = new.onnx.Unsqueeze(m.penalty, np.array([1]))
+        weights = new.onnx.Exp(new.onnx.LogSoftmax(new.onnx.Add(m.scores, row), axis=-1))
+        return new.onnx.Where(visible, np.float32(0), weights)
+
+    assert isinstance(outcome(MASKED, masked_fusion(zero_where_padded))[0][0], Fused)
+    assert isinstance(outcome(MASKED, masked_fusion(zero_where_visible))[0][0], Refused)
+
+
+PRODUCT = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    product (float[B,S,1024] x, float[1024,2048] up) => (float[B,S,2048] y)
+    <int64[1] axes={-1}>
+    {
+        h = MatMul(x, up)
+        y = Relu(h)
+    }
+"""
+
+
+def with_weight(text: str, shape: tuple[int, int]) -> ir.Model:
+    """The model with its input `up` as an initializer that must not be read."""
+
+    def read() -> ir.TensorProtocol:
+        raise AssertionError("the verifier read a weight")
+
+    model = ir.from_onnx_text(text)
+    up = model.graph.inputs.pop()
+    up.const_value = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name="up")
+    model.graph.initializers.add(up)
+    return model
+
+
+def product_fusion(rewriting):
+    @fusion(stage="mlp")
+    def product(x=tensor("... H"), up=constant("H I")):
+        return op.Relu(x @ up)
+
+    product.rewrite(rewriting)
+    return product
+
+
+def turn(weight: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(weight.T)
+
+
+def turned_product(new, m, function=turn):
+    shape = m.up.shape[::-1]
+    turned = new.constant(DerivedTensor(m.up.value, function, shape, "turned"))
+    return new.onnx.Relu(new.onnx.MatMul(m.x, new.onnx.Transpose(turned, perm=[1, 0])))
+
+
+@pytest.mark.parametrize("columns", [2048, 2047])
+def test_weights_are_drawn_and_never_read(columns):
+    model = with_weight(PRODUCT.replace("2048", str(columns)), (1024, columns))
+    facts = Facts(model)
+    events = rewrite(model, facts, [product_fusion(turned_product)], verify=MatchVerifier(facts), explain=False)
+    assert [type(event) for event in events] == [Fused]
+
+
+def test_a_wrong_layout_of_a_derived_weight_is_refused():
+    def reversed_rows(new, m):
+        return turned_product(new, m, lambda weight: turn(weight)[::-1])
+
+    model = with_weight(PRODUCT, (1024, 2048))
+    facts = Facts(model)
+    events = rewrite(model, facts, [product_fusion(reversed_rows)], verify=MatchVerifier(facts), explain=False)
+    assert isinstance(events[0], Refused) and "differs" in events[0].reason
+
+
+def test_large_weights_are_shrunk_unless_a_number_in_the_graph_speaks_of_their_size():
+    def shrinking(text: str, shape: tuple[int, int]) -> Shrinking:
+        facts = Facts(with_weight(text, shape))
+        outputs = tuple(facts.model.graph.outputs)
+        piece = cut_out(outputs, lambda value: value.name in ("x", "up"), facts)
+        return Shrinking.of(piece, piece, [])
+
+    found = shrinking(PRODUCT, (1024, 2048))
+    assert (found.size(1024), found.size(2048), found.size(7)) == (32, 64, 7)
+    fixed = PRODUCT.replace("int64[1] axes={-1}", "int64[2] axes={-1, 512}").replace("Relu(h)", "Reshape(h, axes)")
+    assert shrinking(fixed, (1024, 2048)).factor == 1
+    assert shrinking(PRODUCT.replace("1024", "32").replace("2048", "32"), (32, 32)).factor == 1
+
+
+def test_what_cannot_be_run_is_not_rewritten():
+    @fusion(stage="cleanup")
+    def relu(x=tensor()):
+        return op.Relu(x)
+
+    @relu.rewrite
+    def maximum(new, m):
+        return new.onnx.Max(m.x, np.float32(0))
+
+    text = '<ir_version: 8, opset_import: ["" : 18]> g (float x) => (float y) { h = Neg(x) y = Relu(h) }'
+    known = text.replace("float x", "float[N] x")
+    assert isinstance(outcome(known, relu)[0][0], Fused)
+    model = ir.from_onnx_text(text)
+    model.graph.inputs[0].shape = None
+    (event,) = outcome(model, relu)[0]
+    assert isinstance(event, Refused) and event.reason.startswith("cannot be verified")
