@@ -63,7 +63,7 @@ class MatchVerifier:
             return f"cannot be verified: {why}"
 
     def has_meaning(self, value: ir.Value) -> bool:
-        """Whether `value` is an input of the model that cannot be drawn like any number: a mask, a position, a token."""
+        """Whether `value` is an input that cannot be drawn like any number: a mask, a position, a token."""
         return self.roles.get(value, "values") not in FLOATING
 
     def _cuts(self, candidate: Candidate) -> set[ir.Value]:
