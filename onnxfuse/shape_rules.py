@@ -684,3 +684,14 @@ def attention(call: Call) -> Sequence[Fact]:
         past = call[past_index].shape[2] if call.has(past_index) and call[past_index].shape else 0
         facts += [Fact(call[1].dtype, (*s[:2], past + s[2], s[3])) for s in (k4, v4)]
     return [*facts, Fact(call[0].dtype)][: len(call.node.outputs)]
+
+
+@rule("GroupQueryAttention", "MultiHeadAttention")
+def microsoft_attention(call: Call) -> Fact:
+    """com.microsoft's operators take [B, S, N*D] or q, k and v packed into one tensor, and give [B, S, N*D]."""
+    q, heads = call[0].shape, call.attr("num_heads")
+    if q is None or len(q) != 3 or not heads:
+        return Fact(call[0].dtype)
+    packed = not call.has(1)
+    parts = heads + 2 * call.attr("kv_num_heads", heads) if packed else heads
+    return Fact(call[0].dtype, (q[0], q[1], heads * dims.floor_div(q[2], parts)))

@@ -10,7 +10,11 @@ from onnx.reference import ReferenceEvaluator
 from onnxfuse.normalise.sweep import Site, simplifies
 
 FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewriting; rotary tables are the largest
-RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+GROWTH_LIMIT = 1 << 20  # elements of a result that is larger than all it is computed from
+# Random operators have no value to fold; a quantised weight is small because it is not folded.
+KEPT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"} | {
+    "DequantizeLinear"
+}
 LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice"}
 
 
@@ -81,12 +85,13 @@ def _index(axis: int, output: ir.Value, site: Site) -> np.ndarray:
 @simplifies("*")
 def folded(node: ir.Node, site: Site) -> ir.Value | None:
     """A node whose inputs are all constants becomes one."""
-    if len(node.outputs) != 1 or not node.inputs or node.op_type in RANDOM or _has_subgraph(node):
+    if len(node.outputs) != 1 or not node.inputs or node.op_type in KEPT or _has_subgraph(node):
         return None
     tensors = [None if v is None else site.facts.tensor(v) for v in node.inputs]
     if any(t is None and v is not None for t, v in zip(tensors, node.inputs, strict=True)):
         return None
-    if all(t is None or t.size <= FOLD_LIMIT for t in tensors) and _output_size(node, site) <= FOLD_LIMIT:
+    read = sum(t.size for t in tensors if t is not None)
+    if read <= FOLD_LIMIT and _output_size(node, site) <= max(read, GROWTH_LIMIT):
         if _is_weight(node, tensors):
             return _folded_lazily(node, site)
         return site.initializer(ir.tensor(_evaluate(node, tensors, site.facts.opset)), f"{node.outputs[0].name}/value")

@@ -117,9 +117,19 @@ def _simplify(node: ir.Node, site: Site) -> None:
             continue
         if not replace(node.outputs[0], new, site.facts):
             return
-        if not any(o.uses() or o.is_graph_output() for o in node.outputs) and node.graph is not None:
-            node.graph.remove(node, safe=True)
+        if _remove_if_dead(node):
             return
+
+
+def _remove_if_dead(node: ir.Node) -> bool:
+    """Remove `node` if nothing reads it, then what only it read: a rule counts the users of a value."""
+    if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
+        return False
+    producers = [i.producer() for i in node.inputs if i is not None and i.producer() is not None]
+    node.graph.remove(node, safe=True)
+    for producer in producers:
+        _remove_if_dead(producer)
+    return True
 
 
 def replace(old: ir.Value, new: ir.Value, facts: Facts) -> bool:
