@@ -54,11 +54,23 @@ class Body:
 
     def rank(self, value: ir.Value) -> int:
         """The rank of an input of the operator; the body is then made for this rank only."""
-        shape = self._formal[value].shape
-        if shape is None:
-            raise ValueError(f"{self._where()}: the rank of input {value.name} is unknown; run shape inference first")
+        shape = self._shape(value)
         self._baked[f"{value.name}{len(shape)}d"] = None
         return len(shape)
+
+    def dim(self, value: ir.Value, axis: int) -> int:
+        """A dimension of an input of the operator; the body is then made for this size only."""
+        size = self._shape(value)[axis]
+        if not isinstance(size, int):
+            raise ValueError(f"{self._where()}: dimension {axis} of input {value.name} is {size}, expected a number")
+        self._baked[f"{value.name}{size}"] = None
+        return size
+
+    def _shape(self, value: ir.Value) -> ir.Shape:
+        actual = self._formal[value]
+        if actual is None or actual.shape is None:
+            raise ValueError(f"{self._where()}: the rank of input {value.name} is unknown; run shape inference first")
+        return actual.shape
 
     def baked(self, name: str) -> object:
         """The value of an attribute that the structure of the body depends on; the body is then made for it only."""
@@ -92,7 +104,11 @@ class Body:
 
     def float32(self, value: ir.Value) -> ir.Value:
         """An input of the operator, widened to float32."""
-        return value if self.dtype(value) == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
+        return self.widened(value, like=value)
+
+    def widened(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """A value of the dtype of an input of the operator, widened to float32."""
+        return value if self.dtype(like) == ir.DataType.FLOAT else self.Cast(value, to=ir.DataType.FLOAT)
 
     def rounded(self, value: ir.Value, like: ir.Value) -> ir.Value:
         """A float32 value, rounded to the dtype of an input of the operator."""
@@ -104,6 +120,10 @@ class Body:
         if self.opset >= 18:
             return self.add(op_type, [value, self.constant([axis])], {"keepdims": 1})[0]
         return self.add(op_type, [value], {"axes": [axis], "keepdims": 1})[0]
+
+    def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> Sequence[ir.Value]:
+        """Consecutive parts of a value."""
+        return self.add("Split", [value, self.constant(list(sizes))], {"axis": axis}, outputs=len(sizes))
 
     # Making the function
 

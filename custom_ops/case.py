@@ -18,6 +18,15 @@ DTYPES = {
 }
 EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in DTYPES.items()}  # spacing of numbers at 1
 
+# T and the dtype of a weight or table: the mixes that the kernels take.
+MIXED_DTYPES = [
+    ("float32", "float32"),
+    ("float16", "float16"),
+    ("float16", "float32"),
+    ("bfloat16", "bfloat16"),
+    ("bfloat16", "float32"),
+]
+
 
 @dataclass(frozen=True)
 class Random:
@@ -33,7 +42,8 @@ class Case:
     """What to run an operator on, and how well the result must agree with reference.py.
 
     `inputs` are by name in order; None is an absent optional input, an array is taken as it is. `outputs` gives the
-    dtype of every output by name. A result may differ from the reference by `absolute + relative * |reference|`.
+    dtype of every output by name. A result may differ from the reference by `absolute + relative * |reference|`; the
+    function body, run with the runtime's own and perhaps less exact operators, by `body_absolute` more.
     Set `benchmark` on the shapes worth timing; `flops` says what arithmetic they take, 0 where memory traffic decides.
     """
 
@@ -43,6 +53,7 @@ class Case:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     relative: float = 0.0
     absolute: float = 0.0
+    body_absolute: float = 0.0
     benchmark: bool = False
     flops: float = 0.0
 
@@ -57,7 +68,7 @@ class Case:
             if not isinstance(spec, Random):
                 return spec
             values = generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(spec.scale)
-            return values.astype(DTYPES[spec.dtype])
+            return np.asarray(values, DTYPES[spec.dtype])
 
         return {name: array(spec) for name, spec in self.inputs.items()}
 

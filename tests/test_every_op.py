@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_ir as ir
 import pytest
 from onnxfuse.custom_ops.case import Case, feed, single_node_model
@@ -11,14 +16,26 @@ from onnxfuse.custom_ops.functions import body, folders, part
 
 import onnxfuse
 
+CASES = [
+    (operator, case) for operator in sorted(folders()) for case in part(operator, "cases").cases() if not case.benchmark
+]
+REFUSED = [
+    (operator, case, message) for operator in sorted(folders()) for case, message in part(operator, "cases").refused()
+]
 
-def all_cases(benchmarks: bool) -> list:
-    return [
-        pytest.param(operator, case, id=f"{operator}-{case}")
-        for operator in sorted(folders())
-        for case in part(operator, "cases").cases()
-        if case.benchmark <= benchmarks
-    ]
+
+def one_case_of_each_body() -> list[tuple[str, Case]]:
+    """The first case of every overload of every function."""
+    found = {}
+    for operator, case in CASES:
+        node = node_of(single_node_model(operator, case, 18), operator)
+        found.setdefault(body(node, 18).identifier(), (operator, case))
+    return list(found.values())
+
+
+def node_of(model: ir.Model, operator: str) -> ir.Node:
+    (node,) = (node for node in model.graph if node.op_type == operator)
+    return node
 
 
 def expected(operator: str, case: Case) -> tuple[np.ndarray, ...]:
@@ -26,37 +43,80 @@ def expected(operator: str, case: Case) -> tuple[np.ndarray, ...]:
     return part(operator, "reference").reference(**case.arrays(), **case.attributes)[: len(case.outputs)]
 
 
-def check(case: Case, results: list[np.ndarray], want: tuple[np.ndarray, ...]) -> None:
+def check(case: Case, results: list[np.ndarray], want: tuple[np.ndarray, ...], *, is_body: bool) -> None:
     """Fails unless `results` agree with the reference's."""
+    absolute = case.absolute + (case.body_absolute if is_body else 0)
     for name, got, value in zip(case.outputs, results, want, strict=True):
         assert got.shape == value.shape, name
         np.testing.assert_allclose(
-            got.astype(np.float64), value, rtol=case.relative, atol=case.absolute, err_msg=f"output {name}"
+            got.astype(np.float64), value, rtol=case.relative, atol=absolute, err_msg=f"output {name}"
         )
 
 
 def with_body(operator: str, case: Case, opset: int, shapes: list[tuple[int, ...]]) -> onnx.ModelProto:
     """The model of one node and its function."""
     model = single_node_model(operator, case, opset, shapes)
-    for node in model.graph:
-        if node.op_type == operator:
-            function = body(node, opset)
-            node.overload = function.overload
-            model.functions[function.identifier()] = function
+    node = node_of(model, operator)
+    function = body(node, opset)
+    node.overload = function.overload
+    model.functions[function.identifier()] = function
     return ir.to_proto(model)
 
 
-@pytest.mark.parametrize(("operator", "case"), all_cases(benchmarks=True))
+@pytest.mark.parametrize(("operator", "case"), CASES, ids=str)
 def test_kernel_agrees_with_the_reference(operator: str, case: Case) -> None:
     session = onnxfuse.session(single_node_model(operator, case, opset=18))
-    check(case, session.run(None, feed(case)), expected(operator, case))
+    check(case, session.run(None, feed(case)), expected(operator, case), is_body=False)
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 21, 23])
-@pytest.mark.parametrize(("operator", "case"), all_cases(benchmarks=False))
-def test_body_agrees_with_the_reference(operator: str, case: Case, opset: int) -> None:
+@pytest.mark.parametrize(("operator", "case"), CASES, ids=str)
+def test_body_agrees_with_the_reference(operator: str, case: Case) -> None:
+    want = expected(operator, case)
+    model = with_body(operator, case, 18, [value.shape for value in want])
+    check(case, onnxfuse.session(model, ops=[]).run(None, feed(case)), want, is_body=True)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21, 23])
+@pytest.mark.parametrize(("operator", "case"), one_case_of_each_body(), ids=str)
+def test_body_is_valid_at_every_opset(operator: str, case: Case, opset: int) -> None:
     want = expected(operator, case)
     model = with_body(operator, case, opset, [value.shape for value in want])
     onnx.checker.check_model(model, full_check=True)
-    session = onnxfuse.session(model, ops=[])
-    check(case, session.run(None, feed(case)), want)
+    check(case, onnxfuse.session(model, ops=[]).run(None, feed(case)), want, is_body=True)
+
+
+@pytest.mark.parametrize(("operator", "case"), one_case_of_each_body(), ids=str)
+def test_body_agrees_with_the_reference_in_the_onnx_evaluator(operator: str, case: Case) -> None:
+    want = expected(operator, case)
+    model = with_body(operator, case, 18, [value.shape for value in want])
+    check(case, onnx.reference.ReferenceEvaluator(model).run(None, feed(case)), want, is_body=True)
+
+
+@pytest.mark.parametrize(("operator", "case", "message"), REFUSED, ids=str)
+def test_kernel_refuses_bad_input(operator: str, case: Case, message: str) -> None:
+    with pytest.raises(Exception) as error:  # ONNX Runtime has no class for what custom operators raise
+        onnxfuse.session(single_node_model(operator, case, opset=18)).run(None, feed(case))
+    assert f"onnxfuse.{operator} (node the_node): " in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["scalar", "avx2", "avx512"])
+def test_kernels_of_every_simd_target(target: str) -> None:
+    """Runs the tests of the kernels in a process that is told to use `target`."""
+    environment = {**os.environ, "ONNXFUSE_SIMD": target}
+    probe = [sys.executable, "-P", "-c", "import onnxfuse; onnxfuse.session_options()"]
+    probed = subprocess.run(probe, env=environment, capture_output=True, text=True, check=False)
+    if "this machine only has" in probed.stderr:
+        pytest.skip(f"this machine has no {target}")
+    assert probed.returncode == 0, probed.stderr
+    tests = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "kernel_agrees", __file__]
+    run = subprocess.run(tests, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+def test_an_unknown_simd_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXFUSE_SIMD", "sse9")
+    probe = [sys.executable, "-P", "-c", "import onnxfuse; onnxfuse.session_options()"]
+    run = subprocess.run(probe, capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "ONNXFUSE_SIMD is 'sse9', expected scalar, avx2 or avx512" in run.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
@@ -140,3 +141,11 @@ def cases() -> Iterator[Case]:
     for heads, size in (((32, 32), 128), ((32, 4), 64)):
         for new, past in ((1, 1024), (1, 4000), (128, 0), (512, 0)):
             yield case(new=new, past=past, heads=heads, size=size, benchmark=True)
+
+
+def refused() -> Iterator[tuple[Case, str]]:
+    """Inputs that the kernel refuses, and what it says."""
+    good = case(batch=2, new=3, past=4)
+    yield replace(good, inputs={**good.inputs, "k": Random((1, 3, 64))}, name="batch"), "k does not have the batch 2"
+    yield replace(good, attributes={"num_heads": 4, "kv_num_heads": 3}, name="heads"), "kv_num_heads is 3, expected"
+    yield replace(good, attributes={"num_heads": 4}, name="no heads"), "attribute kv_num_heads is missing"

@@ -25,6 +25,12 @@ namespace onnxfuse::ort {
 inline constexpr uint32_t kApiVersion = 18;               // ONNX Runtime 1.18, the oldest one supported
 inline constexpr uint32_t kApiVersionWithShapeData = 24;  // the first with GetTensorElementTypeAndShapeDataReference
 
+// Before, the runtime dereferences a null pointer on the way to the shape inference of a node that lacks an optional
+// input.
+inline constexpr uint32_t kApiVersionInferringWithoutOptionalInputs = 24;
+// Before, the runtime aborts when the shape of an output is set that the node lacks.
+inline constexpr uint32_t kApiVersionCheckingOutputs = 28;
+
 // Values of the official enumerations; in the ABI they are plain ints.
 inline constexpr int kErrorFail = 1;
 inline constexpr int kErrorInvalidArgument = 2;
@@ -97,6 +103,7 @@ struct CustomOp;
 
 // The functions of the table by name.
 struct Api {
+  uint32_t version = 0;  // of the runtime: 28 for ONNX Runtime 1.28
   ONNXFUSE_ORT_SLOTS(ONNXFUSE_DECLARE_SLOT)
   ONNXFUSE_ORT_SLOTS_API_24(ONNXFUSE_DECLARE_SLOT)  // null on an older runtime
 };

@@ -1,5 +1,8 @@
 #include "common/registry.h"
 
+#include <algorithm>
+#include <cstdio>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <set>
@@ -10,9 +13,14 @@ namespace onnxfuse {
 
 ort::Api ort::api;
 
-const Op*& Op::first() {
-  static const Op* first = nullptr;
+Op*& Op::first() {
+  static Op* first = nullptr;
   return first;
+}
+
+size_t Op::required_outputs() const {
+  return static_cast<size_t>(std::count_if(outputs, outputs + output_count,
+                                           [](const Port& port) { return port.characteristic == ort::kRequired; }));
 }
 
 void set_description(Op& op) {
@@ -63,11 +71,20 @@ namespace {
 
 constexpr const char* kOpsKey = "onnxfuse.ops";
 
-ort::Api read_table(const ort::ApiBase& base, void* const* table) {
+// Asking the runtime for an API that it lacks would print an error, so the version is read from its name.
+uint32_t api_version(const ort::ApiBase& base) {
+  unsigned major = 0, minor = 0;
+  std::sscanf(base.GetVersionString(), "%u.%u", &major, &minor);
+  return major > 1 ? std::numeric_limits<uint32_t>::max() : minor;
+}
+
+ort::Api read_table(const ort::ApiBase& base) {
   ort::Api api;
+  api.version = api_version(base);
+  void* const* table = base.GetApi(ort::kApiVersion);
 #define ONNXFUSE_READ_SLOT(position, name, ...) api.name = reinterpret_cast<decltype(api.name)>(table[position]);
   ONNXFUSE_ORT_SLOTS(ONNXFUSE_READ_SLOT)
-  if (base.GetApi(ort::kApiVersionWithShapeData) != nullptr) {
+  if (api.version >= ort::kApiVersionWithShapeData) {
     ONNXFUSE_ORT_SLOTS_API_24(ONNXFUSE_READ_SLOT)
   }
 #undef ONNXFUSE_READ_SLOT
@@ -115,8 +132,14 @@ OrtCustomOpDomain* domain_of(const std::set<std::string>& wanted) {
   if (domain != nullptr) return domain;
   OrtCustomOpDomain* made = nullptr;
   check(ort::api.CreateCustomOpDomain("onnxfuse", &made));
-  for (const Op* op = Op::first(); op != nullptr; op = op->next) {
-    if (wanted.count(op->name) != 0) check(ort::api.CustomOpDomain_Add(made, op));
+  for (Op* op = Op::first(); op != nullptr; op = op->next) {
+    if (wanted.count(op->name) == 0) continue;
+    const bool all_required = std::all_of(op->inputs, op->inputs + op->input_count,
+                                          [](const Port& port) { return port.characteristic == ort::kRequired; });
+    if (!all_required && ort::api.version < ort::kApiVersionInferringWithoutOptionalInputs) {
+      op->InferOutputShapeFn = nullptr;  // the runtime then takes the shapes from the model's value_info
+    }
+    check(ort::api.CustomOpDomain_Add(made, op));
   }
   return domain = made;
 }
@@ -128,15 +151,14 @@ OrtCustomOpDomain* domain_of(const std::set<std::string>& wanted) {
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const onnxfuse::ort::ApiBase* base) {
   using namespace onnxfuse;
-  void* const* table = base->GetApi(ort::kApiVersion);
-  if (table == nullptr) {
+  if (api_version(*base) < ort::kApiVersion) {
     const std::string text =
         std::string("onnxfuse needs ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString() + "; upgrade it";
     using CreateStatus = OrtStatus* (*)(int, const char*);
     return reinterpret_cast<CreateStatus>(base->GetApi(1)[0])(ort::kErrorFail, text.c_str());
   }
   static const bool table_was_read = [&] {
-    ort::api = read_table(*base, table);
+    ort::api = read_table(*base);
     return true;
   }();
   static_cast<void>(table_was_read);

@@ -46,9 +46,11 @@ struct Op : ort::CustomOp {
   const Port* inputs = nullptr;
   const Port* outputs = nullptr;
   size_t input_count = 0, output_count = 0;
-  const Op* next = nullptr;
+  Op* next = nullptr;
 
-  static const Op*& first();
+  size_t required_outputs() const;  // the optional ones come last
+
+  static Op*& first();
 };
 
 // The text of an error in `op` at `node`; `context` adds what the inputs are.
@@ -105,7 +107,7 @@ void describe(Op& op, const char* name) {
   };
   op.InferOutputShapeFn = [](const ort::CustomOp* self, OrtShapeInferContext* context) -> OrtStatus* {
     try {
-      Kernel::infer(ShapeInference(context));
+      Kernel::infer(ShapeInference(context, static_cast<const Op*>(self)->required_outputs()));
       return nullptr;
     } catch (const std::exception& error) {
       return error_status(error_text(*static_cast<const Op*>(self), "", error.what(), nullptr));

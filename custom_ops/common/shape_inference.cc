@@ -1,5 +1,6 @@
 #include "common/shape_inference.h"
 
+#include <atomic>
 #include <memory>
 
 namespace onnxfuse {
@@ -12,7 +13,13 @@ using Info = std::unique_ptr<OrtTensorTypeAndShapeInfo, ReleaseInfo>;
 
 }  // namespace
 
-ShapeInference::ShapeInference(OrtShapeInferContext* context) : context_(context) {
+Dim Dim::unknown() {
+  static std::atomic<int64_t> count{0};
+  return {-1, "onnxfuse_unknown_" + std::to_string(count++)};
+}
+
+ShapeInference::ShapeInference(OrtShapeInferContext* context, size_t required_outputs)
+    : context_(context), required_outputs_(required_outputs) {
   check(ort::api.ShapeInferContext_GetInputCount(context_, &input_count_));
 }
 
@@ -33,8 +40,10 @@ std::optional<TensorType> ShapeInference::input(size_t index) const {
   for (size_t i = 0; i < rank; ++i) {
     if (sizes[i] >= 0) {
       dims[i].size = sizes[i];
-    } else if (symbols[i] != nullptr) {
+    } else if (symbols[i] != nullptr && *symbols[i] != '\0') {
       dims[i].symbol = symbols[i];
+    } else {
+      dims[i] = Dim::unknown();
     }
   }
   int dtype = 0;
@@ -52,6 +61,8 @@ int64_t ShapeInference::integer(const char* name, int64_t otherwise) const {
 }
 
 void ShapeInference::output(size_t index, DType dtype, const Dims& dims) const {
+  const bool is_optional = index >= required_outputs_;
+  if (is_optional && ort::api.version < ort::kApiVersionCheckingOutputs) return;
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   check(ort::api.CreateTensorTypeAndShapeInfo(&raw));
   const Info info(raw);
@@ -64,7 +75,8 @@ void ShapeInference::output(size_t index, DType dtype, const Dims& dims) const {
   check(ort::api.SetTensorElementType(info.get(), static_cast<int>(dtype)));
   check(ort::api.SetDimensions(info.get(), sizes.data(), sizes.size()));
   check(ort::api.SetSymbolicDimensions(info.get(), symbols.data(), symbols.size()));
-  check(ort::api.ShapeInferContext_SetOutputTypeShape(context_, index, info.get()));
+  const std::string error = take_error(ort::api.ShapeInferContext_SetOutputTypeShape(context_, index, info.get()));
+  require(is_optional || error.empty(), error);
 }
 
 }  // namespace onnxfuse

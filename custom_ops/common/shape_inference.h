@@ -10,12 +10,13 @@
 
 namespace onnxfuse {
 
-// A dimension: its size, or a symbol (perhaps empty: unknown) with size -1.
+// A dimension: its size, or -1 and a symbol. Equal symbols stand for equal sizes.
 struct Dim {
   int64_t size = -1;
   std::string symbol;
 
-  static Dim unknown() { return {}; }
+  // A dimension that nothing is known of; its symbol is like no other.
+  static Dim unknown();
   bool known() const { return size >= 0; }
 };
 
@@ -29,7 +30,7 @@ struct TensorType {
 
 class ShapeInference {
  public:
-  explicit ShapeInference(OrtShapeInferContext* context);
+  ShapeInference(OrtShapeInferContext* context, size_t required_outputs);
 
   // Whether the node has input `index`.
   bool has_input(size_t index) const;
@@ -39,11 +40,13 @@ class ShapeInference {
 
   int64_t integer(const char* name, int64_t otherwise) const;
 
-  // Sets the type of output `index`. Every output that the node has must be set.
+  // Sets the type of output `index`. An optional output that the node lacks is skipped, and so is every optional one
+  // where the runtime cannot say; it then takes the shape from the model's value_info.
   void output(size_t index, DType dtype, const Dims& dims) const;
 
  private:
   OrtShapeInferContext* context_;
+  size_t required_outputs_;
   size_t input_count_ = 0;
 };
 

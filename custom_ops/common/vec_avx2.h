@@ -9,6 +9,10 @@ struct Mask {
   __m256 v;
 };
 
+struct Pair {
+  Vec even, odd;
+};
+
 ONNXFUSE_INLINE Vec splat(float x) { return {_mm256_set1_ps(x)}; }
 ONNXFUSE_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 ONNXFUSE_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -32,6 +36,18 @@ ONNXFUSE_INLINE float largest(Vec a) {
   __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+ONNXFUSE_INLINE __m256 reorder_64(__m256 a) {  // the 64-bit quarters 0, 2, 1, 3
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
+}
+ONNXFUSE_INLINE Pair deinterleave(Vec first, Vec second) {
+  return {{reorder_64(_mm256_shuffle_ps(first.v, second.v, 0x88))},
+          {reorder_64(_mm256_shuffle_ps(first.v, second.v, 0xdd))}};
+}
+ONNXFUSE_INLINE Pair interleave(Pair a) {
+  const __m256 low = _mm256_unpacklo_ps(a.even.v, a.odd.v), high = _mm256_unpackhi_ps(a.even.v, a.odd.v);
+  return {{_mm256_permute2f128_ps(low, high, 0x20)}, {_mm256_permute2f128_ps(low, high, 0x31)}};
 }
 
 ONNXFUSE_INLINE __m256 power_of_two(__m256i e) {

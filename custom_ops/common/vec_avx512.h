@@ -10,6 +10,10 @@ struct Mask {
   __mmask16 v;
 };
 
+struct Pair {
+  Vec even, odd;
+};
+
 ONNXFUSE_INLINE Vec splat(float x) { return {_mm512_set1_ps(x)}; }
 ONNXFUSE_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 ONNXFUSE_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -26,6 +30,17 @@ ONNXFUSE_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(
 ONNXFUSE_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 ONNXFUSE_INLINE float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 ONNXFUSE_INLINE Vec scale_by_power_of_two(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+ONNXFUSE_INLINE Pair deinterleave(Vec first, Vec second) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return {{_mm512_permutex2var_ps(first.v, even, second.v)}, {_mm512_permutex2var_ps(first.v, odd, second.v)}};
+}
+ONNXFUSE_INLINE Pair interleave(Pair a) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  return {{_mm512_permutex2var_ps(a.even.v, low, a.odd.v)}, {_mm512_permutex2var_ps(a.even.v, high, a.odd.v)}};
+}
 
 ONNXFUSE_INLINE Vec widen(__m256i bits, Half) { return {_mm512_cvtph_ps(bits)}; }
 ONNXFUSE_INLINE Vec widen(__m256i bits, BFloat16) {

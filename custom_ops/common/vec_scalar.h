@@ -10,6 +10,10 @@ struct Mask {
   bool v;
 };
 
+struct Pair {
+  Vec even, odd;
+};
+
 ONNXFUSE_INLINE Vec splat(float x) { return {x}; }
 ONNXFUSE_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 ONNXFUSE_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
@@ -25,6 +29,10 @@ ONNXFUSE_INLINE Mask less(Vec a, Vec b) { return {a.v < b.v}; }
 ONNXFUSE_INLINE Vec select(Mask m, Vec a, Vec b) { return m.v ? a : b; }  // a where m holds, else b
 ONNXFUSE_INLINE float sum(Vec a) { return a.v; }                          // over the lanes
 ONNXFUSE_INLINE float largest(Vec a) { return a.v; }                      // over the lanes
+
+// The two vectors of 2 kLanes numbers in a row, split into those at even and at odd places; and back.
+ONNXFUSE_INLINE Pair deinterleave(Vec first, Vec second) { return {first, second}; }
+ONNXFUSE_INLINE Pair interleave(Pair a) { return a; }
 
 // a * 2^n for integers -252 <= n <= 254, rounded once; n is given as floats.
 ONNXFUSE_INLINE Vec scale_by_power_of_two(Vec a, Vec n) {

@@ -1,0 +1,41 @@
+"""RotaryEmbedding in standard ONNX operators."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxfuse.custom_ops.body import Body
+
+
+def function(op: Body, x: ir.Value, cos: ir.Value, sin: ir.Value) -> dict[str, ir.Value]:
+    """y = x * cos + rotated * sin, where rotated holds (-b, a) for every pair (a, b) of x"""
+    has_head_axis = op.rank(x) == 4
+    interleaved = bool(op.baked("interleaved"))
+    heads = 1 if has_head_axis else op.baked("num_heads")
+    head_size = op.dim(x, -1) // heads
+    rotary_dim = op.baked("rotary_dim") or head_size
+    half, entries = rotary_dim // 2, 2 * op.dim(cos, -1) // rotary_dim  # entries of the table a pair: 1 or 2
+
+    def pairs(value: ir.Value, leading: int, of_a_pair: int) -> ir.Value:
+        shape = [half, of_a_pair] if interleaved else [of_a_pair, half]
+        return op.Reshape(value, op.constant([0] * leading + shape))
+
+    def table(value: ir.Value) -> ir.Value:
+        return op.Unsqueeze(pairs(op.float32(value), 2, entries), op.constant([1 if has_head_axis else 2]))
+
+    h = op.float32(x)
+    if not has_head_axis:
+        h = op.Reshape(h, op.constant([0, 0, heads, head_size]))
+    turned, copied = h, None
+    if rotary_dim < head_size:
+        turned, copied = op.split(h, [rotary_dim, head_size - rotary_dim], axis=-1)
+    xs = pairs(turned, 3, 2)
+    axis = -1 if interleaved else -2
+    a, b = op.split(xs, [1, 1], axis=axis)
+    rotated = op.Concat(op.Neg(b), a, axis=axis)
+    y = op.Add(op.Mul(xs, table(cos)), op.Mul(rotated, table(sin)))
+    y = op.Reshape(y, op.constant([0, 0, 0, rotary_dim]))
+    if copied is not None:
+        y = op.Concat(y, copied, axis=-1)
+    if not has_head_axis:
+        y = op.Reshape(y, op.constant([0, 0, heads * head_size]))
+    return {"y": op.rounded(y, like=x)}

@@ -1,0 +1,3 @@
+"""RotaryTable: cos and sin of position * inv_freq, times scale."""
+
+OPERATOR = "RotaryTable"

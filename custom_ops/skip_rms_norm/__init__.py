@@ -1,0 +1,3 @@
+"""SkipRMSNorm: sum = x + skip; y = RMSNorm(sum)."""
+
+OPERATOR = "SkipRMSNorm"

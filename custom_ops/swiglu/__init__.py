@@ -1,0 +1,3 @@
+"""SwiGLU: y = gate * sigmoid(gate) * up (Shazeer, arXiv:2002.05202)."""
+
+OPERATOR = "SwiGLU"

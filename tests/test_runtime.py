@@ -1,0 +1,109 @@
+"""library_path, session_options and session."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnxfuse.custom_ops.body import DOMAIN
+from onnxfuse.custom_ops.functions import body
+
+import onnxfuse
+
+
+def two_operators(with_functions: bool = True) -> ir.Model:
+    """y = SwiGLU(RMSNorm(x, weight), x)"""
+    x = ir.val("x", ir.DataType.FLOAT, (2, 8))
+    weight = ir.val("weight", ir.DataType.FLOAT, (8,))
+    norm = ir.node("RMSNorm", [x, weight], {"epsilon": 1e-5}, domain=DOMAIN, name="norm")
+    norm.outputs[0].dtype, norm.outputs[0].shape = x.dtype, x.shape
+    y = ir.val("y", ir.DataType.FLOAT, (2, 8))
+    swiglu = ir.node("SwiGLU", [norm.outputs[0], x], domain=DOMAIN, name="swiglu", outputs=[y])
+    graph = ir.Graph([x, weight], [y], nodes=[norm, swiglu], opset_imports={"": 18, DOMAIN: 1}, name="two")
+    model = ir.Model(graph, ir_version=10)
+    if with_functions:
+        for node in (norm, swiglu):
+            function = body(node, 18)
+            node.overload = function.overload
+            model.functions[function.identifier()] = function
+    return model
+
+
+FEED = {"x": np.linspace(-3, 3, 16, dtype=np.float32).reshape(2, 8), "weight": np.ones(8, np.float32)}
+
+
+def kernels_run(session: onnxruntime.InferenceSession) -> set[str]:
+    """Our operators that a run of `session` executes; the others ran as their bodies."""
+    session.run(None, FEED)
+    profile = Path(session.end_profiling()).read_text()
+    return {name for name in ("RMSNorm", "SwiGLU") if f'"op_name" : "{name}"' in profile}
+
+
+def profiled(tmp_path: Path) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    return options
+
+
+def test_library_path_is_a_shared_library() -> None:
+    path = onnxfuse.library_path()
+    assert path.name.startswith("libonnxfuse_ops.")
+    assert path.read_bytes()[:4] == b"\x7fELF"
+
+
+def test_session_takes_a_path_bytes_and_models(tmp_path: Path) -> None:
+    model = two_operators()
+    proto = ir.to_proto(model)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    results = [onnxfuse.session(m).run(None, FEED)[0] for m in (path, str(path), path.read_bytes(), proto, model)]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_kernels_run_by_default(tmp_path: Path) -> None:
+    session = onnxfuse.session(two_operators(), options=profiled(tmp_path))
+    assert kernels_run(session) == {"RMSNorm", "SwiGLU"}
+
+
+def test_ops_chooses_the_kernels(tmp_path: Path) -> None:
+    session = onnxfuse.session(two_operators(), options=profiled(tmp_path), ops=["SwiGLU"])
+    assert kernels_run(session) == {"SwiGLU"}
+
+
+def test_no_ops_leaves_the_bodies(tmp_path: Path) -> None:
+    session = onnxfuse.session(two_operators(), options=profiled(tmp_path), ops=[])
+    assert kernels_run(session) == set()
+
+
+def test_sessions_with_different_ops_do_not_interfere(tmp_path: Path) -> None:
+    with_kernel = onnxfuse.session(two_operators(), options=profiled(tmp_path), ops=["RMSNorm"])
+    without = onnxfuse.session(two_operators(), options=profiled(tmp_path), ops=["SwiGLU"])
+    assert kernels_run(with_kernel) == {"RMSNorm"}
+    assert kernels_run(without) == {"SwiGLU"}
+
+
+def test_an_unknown_op_is_refused() -> None:
+    with pytest.raises(Exception, match=r"names the operator 'LayerNorm'; this library has .*RMSNorm"):
+        onnxfuse.session_options(ops=["LayerNorm"])
+
+
+def test_other_providers_get_the_bodies() -> None:
+    model = ir.to_proto(two_operators(with_functions=False)).SerializeToString()
+    options = onnxfuse.session_options(providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(Exception, match="onnxfuse"):  # no kernel is registered and this model has no function
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def test_no_runtime_says_which_extra_to_take() -> None:
+    script = "import sys; sys.modules['onnxruntime'] = None; import onnxfuse; onnxfuse.session_options()"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "pip install 'onnxfuse[cpu]'" in run.stderr
