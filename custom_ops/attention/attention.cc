@@ -287,6 +287,7 @@ class Attention {
       for (int64_t i; (i = next.fetch_add(1)) < plan.tasks();) {
         Task task = plan.task(i);
         task.copies = copies && plan.reads_once();
+        task.streams = task.copies && streams(problem);
         const int64_t group = i / plan.parts();
         if (plan.parts() == 1) {
           attend(problem, task, own);
@@ -299,6 +300,13 @@ class Attention {
           combine(problem, task, plan.parts(), partials.data() + group * plan.parts() * partial, own);
       }
     });
+  }
+
+  // Whether present is so large that it would only push other things out of the caches before it is read again.
+  static bool streams(const Problem<T>& problem) {
+    constexpr int64_t kBytes = 1 << 20;
+    const int64_t moved = problem.key.moves() || problem.value.moves() ? problem.keys() : problem.fresh;
+    return problem.batch * problem.kv_heads * moved * (problem.key.size + problem.value.size) * sizeof(T) >= kBytes;
   }
 
   // Writes present when several tasks read the same keys.
@@ -314,6 +322,7 @@ class Attention {
         task.key_begin = i % blocks * attention::kBlock;
         task.key_end = std::min(task.key_begin + attention::kBlock, problem.keys());
         task.copies = true;
+        task.streams = streams(problem);
         attend(problem, task, Memory(nullptr, 0, problem.key.size, problem.value.size));
       }
     });

@@ -88,6 +88,7 @@ struct Task {
   int64_t row_begin, row_end;
   int64_t key_begin, key_end;
   bool copies;     // also writes these keys and values to present
+  bool streams;    // past the caches
   float* partial;  // if set, gets a Partial in place of y
 
   int64_t rows() const { return row_end - row_begin; }

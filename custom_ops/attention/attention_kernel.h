@@ -3,9 +3,11 @@
 // The score matrix never exists beyond a block. Blocks and keys that no row of a tile sees are skipped.
 // Memory traffic: each key and value is read once for every Plan::kRows rows, and written once where present wants it.
 
-#include "attention/softmax.h"
+#include "attention/copy.h"
 //
 #include "attention/tiles.h"
+//
+#include "attention/softmax.h"
 
 // From so many rows on, rearranging a block costs less than it saves.
 inline constexpr int64_t kRowsToTransposeKeys = 6;
@@ -29,6 +31,7 @@ class Attend {
     segment(p_.key.past, p_.value.past, 0, p_.past, t_.copies && p_.key.moves(), t_.copies && p_.value.moves());
     segment(p_.key.fresh, p_.value.fresh, p_.past, p_.keys(), t_.copies && p_.key.present.data,
             t_.copies && p_.value.present.data);
+    if (t_.streams) stream_fence();
     if (t_.partial) {
       store_partial();
     } else {
@@ -81,10 +84,18 @@ class Attend {
 
   void copy(const attention::Cache<T>& cache, const T* from, int64_t from_row, int64_t j, int64_t count) {
     T* to = cache.present.at(t_.batch, t_.head, j);
-    if (from_row == cache.size && cache.present.row == cache.size) {
-      std::copy_n(from, count * cache.size, to);
+    if (from_row == cache.size) {
+      copy_run(from, to, count * cache.size);
     } else {
-      for (int64_t i = 0; i < count; ++i) std::copy_n(from + i * from_row, cache.size, to + i * cache.present.row);
+      for (int64_t i = 0; i < count; ++i) copy_run(from + i * from_row, to + i * cache.size, cache.size);
+    }
+  }
+
+  void copy_run(const T* from, T* to, int64_t count) {
+    if (t_.streams) {
+      stream_bytes(reinterpret_cast<const char*>(from), reinterpret_cast<char*>(to), count * sizeof(T));
+    } else {
+      std::copy_n(from, count, to);
     }
   }
 
@@ -102,9 +113,7 @@ class Attend {
 
   void block(const T* key, int64_t key_row, const T* value, int64_t value_row, int64_t j, int64_t count) {
     scores(key, key_row, j, count);
-    for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) {
-      for (int64_t i = r; i < r + rows; ++i) weigh(i, j, begin, end);
-    });
+    for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) { weigh(r, rows, j, begin, end); });
     add_values(value, value_row, j, count);
   }
 
@@ -123,28 +132,37 @@ class Attend {
         if (begin >= end) return;
         multiply(rows, attention::divide_up(end - begin, kLanes), p_.key.size, m_.q + r * m_.dims, m_.dims,
                  m_.keys + begin - panel, attention::kPanel, m_.scores + r * attention::kBlock + begin,
-                 attention::kBlock, false);
+                 attention::kBlock, nullptr);
       });
     }
   }
 
-  // Scores begin..end-1 of row r against the block at key j -> weights; rescales what the row has gathered before.
-  void weigh(int64_t r, int64_t j, int64_t begin, int64_t end) {
-    float* scores = m_.scores + r * attention::kBlock;
+  // Scores begin..end-1 of rows against the block at key j -> weights.
+  void weigh(int64_t row, int64_t rows, int64_t j, int64_t begin, int64_t end) {
+    const int64_t whole = begin + attention::round_up(end - begin, kLanes);
+    float* scores = m_.scores + row * attention::kBlock;
+    if (changes_scores_) {
+      for (int64_t r = 0; r < rows; ++r) change(row + r, j, begin, end, scores + r * attention::kBlock);
+    }
+    if (m_.first[row + rows - 1] > j + begin || m_.last[row] < j + end || end < whole) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t first = std::clamp(m_.first[row + r] - j, begin, end);
+        const int64_t last = std::clamp(m_.last[row + r] - j, first, end);
+        std::fill(scores + r * attention::kBlock + begin, scores + r * attention::kBlock + first, -kInfinity);
+        std::fill(scores + r * attention::kBlock + last, scores + r * attention::kBlock + whole, -kInfinity);
+      }
+    }
+    softmax_step(rows, scores + begin, attention::kBlock, whole - begin, m_.maximum + row,
+                 m_.sums + row * attention::kWidest, attention::kWidest, m_.factors + row);
+  }
+
+  // Soft cap, bias and padding for the scores of row r.
+  void change(int64_t r, int64_t j, int64_t begin, int64_t end, float* scores) const {
     if (p_.softcap > 0) cap(scores, begin, end);
     const int64_t bias = t_.batch * p_.bias.batch + head(r) * p_.bias.head + query(r) * p_.bias.row + j;
     if (p_.bias.narrow) add(scores, begin, end, p_.bias.narrow + bias);
     if (p_.bias.single) add(scores, begin, end, p_.bias.single + bias);
     if (const float* hidden = p_.visible[t_.batch].hidden) hide(scores, begin, end, hidden + j);
-
-    const int64_t whole = begin + attention::round_up(end - begin, kLanes);
-    const int64_t first = std::clamp(m_.first[r] - j, begin, end), last = std::clamp(m_.last[r] - j, first, end);
-    std::fill(scores + begin, scores + first, -kInfinity);
-    std::fill(scores + last, scores + whole, -kInfinity);
-    const float factor = softmax_step(scores + begin, whole - begin, m_.maximum + r, m_.sums + r * attention::kWidest);
-    if (factor == 1.0f) return;
-    float* out = m_.out + r * m_.value_dims;
-    for (int64_t d = 0; d < m_.value_dims; d += kLanes) store(out + d, load(out + d) * splat(factor));
   }
 
   void cap(float* scores, int64_t begin, int64_t end) const {
@@ -184,7 +202,7 @@ class Attend {
   void multiply_values(const float* values, int64_t row, int64_t j, int64_t count, int64_t d, int64_t columns) {
     for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) {
       multiply(rows, columns / kLanes, end - begin, m_.scores + r * attention::kBlock + begin, attention::kBlock,
-               values + begin * row, row, m_.out + r * m_.value_dims + d, m_.value_dims, true);
+               values + begin * row, row, m_.out + r * m_.value_dims + d, m_.value_dims, m_.factors + r);
     });
   }
 
@@ -210,6 +228,7 @@ class Attend {
   const attention::Task& t_;
   const attention::Memory& m_;
   const int64_t rows_;
+  const bool changes_scores_ = p_.softcap > 0 || p_.bias.narrow || p_.bias.single || p_.visible[t_.batch].hidden;
 };
 
 template <typename T>

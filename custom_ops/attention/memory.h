@@ -22,6 +22,7 @@ struct Memory {
   float* out;                // [rows, value_dims], weighted sums of values
   float* scores;             // [rows, kBlock]
   float* maximum;            // [rows], largest score so far
+  float* factors;            // [rows], of the last block: earlier sums are to be multiplied with them
   float* sums;               // [rows, kWidest], sums of weights, one for each lane
   float* keys;               // a block of keys, converted or transposed
   float* values;             // a block of values, converted or packed
@@ -33,6 +34,7 @@ struct Memory {
     take(out, rows * value_dims);
     take(scores, rows * kBlock);
     take(maximum, rows);
+    take(factors, rows);
     take(sums, rows * kWidest);
     take(keys, kBlock * dims);
     take(values, kBlock * round_up(value_dims, kPanel));

@@ -1,4 +1,4 @@
-// The online softmax: one row of scores against one block of keys. Included by attention_kernel.h.
+// The online softmax: some rows of scores against one block of keys. Included by attention_kernel.h.
 
 inline constexpr float kInfinity = __builtin_inff();
 
@@ -6,9 +6,9 @@ inline constexpr float kInfinity = __builtin_inff();
 // with; NaN for NaN.
 ONNXFUSE_INLINE Vec exp_negative(Vec x) {
   const Vec lowest = splat(-87.3f), log2_e = splat(1.44269504f);
-  const Vec clamped = max(lowest, x);
-  const Vec n = round(clamped * log2_e);
-  const Vec f = fma(clamped, log2_e, splat(0.0f) - n);
+  // Adding 1.5 * 2^23 rounds to an integer. What this makes of x below `lowest` is not used.
+  const Vec n = fma(x, log2_e, splat(0x1.8p23f)) - splat(0x1.8p23f);
+  const Vec f = fma(x, log2_e, splat(0.0f) - n);
   // Minimax polynomial of 2^f for |f| <= 1/2.
   Vec p = splat(0.00015345812f);
   for (const float c : {0.0013399931f, 0.009618489f, 0.055503288f, 0.24022643f, 0.6931472f, 1.0f})
@@ -28,23 +28,34 @@ ONNXFUSE_INLINE Vec tanh(Vec x) {
   return select(less(abs(x), splat(0.625f)), near, select(less(x, splat(0.0f)), splat(0.0f) - far, far));
 }
 
-// Turns `count` scores (whole vectors, -infinity where a key is hidden) into weights exp(score - maximum), where
-// `maximum` becomes the largest score met so far and `sums` the sum of all weights, lane by lane. Returns the factor
-// for what was summed with earlier weights.
-inline float softmax_step(float* scores, int64_t count, float* maximum, float* sums) {
+inline float row_maximum(const float* scores, int64_t count) {
   Vec top = splat(-kInfinity);
   for (int64_t j = 0; j < count; j += kLanes) top = max(load(scores + j), top);
-  const float before = *maximum;
-  *maximum = std::max(before, largest(top));
-  // As long as no key was visible, a shift by -infinity would give NaN in place of weights of 0.
-  const Vec shift = splat(*maximum == -kInfinity ? 0.0f : *maximum);
-  const Vec factor = *maximum == before ? splat(1.0f) : exp_negative(splat(before) - shift);
-  Vec sum = load(sums) * factor;
-  for (int64_t j = 0; j < count; j += kLanes) {
-    const Vec weight = exp_negative(load(scores + j) - shift);
-    store(scores + j, weight);
-    sum = sum + weight;
+  return largest(top);
+}
+
+// Turns `count` scores of each row (whole vectors, at most kTileRows rows; -infinity where a key is hidden) into
+// weights exp(score - maximum). `maximum` becomes the largest score that the row has met so far, `sums` the sum of all
+// its weights lane by lane, and `factors` what must be multiplied with sums over earlier weights.
+inline void softmax_step(int64_t rows, float* scores, int64_t scores_row, int64_t count, float* maximum, float* sums,
+                         int64_t sums_row, float* factors) {
+  // Rows wait for nothing but their own maximum when each of these steps is taken for all of them.
+  float tops[kTileRows];
+  for (int64_t r = 0; r < rows; ++r) tops[r] = row_maximum(scores + r * scores_row, count);
+  for_lanes(rows, [&](int64_t r, auto lanes) {
+    const Vec before = load(maximum + r, lanes), after = max(load(tops + r, lanes), before);
+    store(factors + r, select(less(before, after), exp_negative(before - after), splat(1.0f)), lanes);
+    store(maximum + r, after, lanes);
+  });
+  for (int64_t r = 0; r < rows; ++r, scores += scores_row, sums += sums_row) {
+    // As long as no key was visible, a shift by -infinity would give NaN in place of weights of 0.
+    const Vec shift = splat(maximum[r] == -kInfinity ? 0.0f : maximum[r]);
+    Vec sum = load(sums) * splat(factors[r]);
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const Vec weight = exp_negative(load(scores + j) - shift);
+      store(scores + j, weight);
+      sum = sum + weight;
+    }
+    store(sums, sum);
   }
-  store(sums, sum);
-  return largest(factor);
 }

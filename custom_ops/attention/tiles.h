@@ -3,13 +3,15 @@
 inline constexpr int64_t kTileRows = 6;
 inline constexpr int64_t kTileVectors = kLanes == 8 ? 2 : 4;  // 6 * 4 of 32 registers, or 6 * 2 of 16, hold sums
 
-// c[r, :] (+)= sum over i < steps of a[r, i] * b[i, :], for kRows rows and kVectors vectors.
+// c[r, :] = c[r, :] * factors[r] + sum over i < steps of a[r, i] * b[i, :], for kRows rows and kVectors vectors;
+// without `factors` what c holds does not count.
 template <int kRows, int kVectors>
 void multiply_tile(int64_t steps, const float* a, int64_t a_row, const float* b, int64_t b_row, float* c, int64_t c_row,
-                   bool accumulate) {
+                   const float* factors) {
   Vec sums[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = accumulate ? load(c + r * c_row + v * kLanes) : splat(0.0f);
+    for (int v = 0; v < kVectors; ++v)
+      sums[r][v] = factors ? load(c + r * c_row + v * kLanes) * splat(factors[r]) : splat(0.0f);
   for (int64_t i = 0; i < steps; ++i, ++a, b += b_row) {
     Vec columns[kVectors];
     for (int v = 0; v < kVectors; ++v) columns[v] = load(b + v * kLanes);
@@ -25,15 +27,15 @@ void multiply_tile(int64_t steps, const float* a, int64_t a_row, const float* b,
 // The same for at most kTileRows rows and any number of vectors.
 template <int kVectors = kTileVectors>
 void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int64_t a_row, const float* b,
-              int64_t b_row, float* c, int64_t c_row, bool accumulate) {
-  using Tile = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+              int64_t b_row, float* c, int64_t c_row, const float* factors) {
+  using Tile = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, const float*);
   static constexpr Tile kTiles[kTileRows] = {multiply_tile<1, kVectors>, multiply_tile<2, kVectors>,
                                              multiply_tile<3, kVectors>, multiply_tile<4, kVectors>,
                                              multiply_tile<5, kVectors>, multiply_tile<6, kVectors>};
   for (; vectors >= kVectors; vectors -= kVectors, b += kVectors * kLanes, c += kVectors * kLanes)
-    kTiles[rows - 1](steps, a, a_row, b, b_row, c, c_row, accumulate);
+    kTiles[rows - 1](steps, a, a_row, b, b_row, c, c_row, factors);
   if constexpr (kVectors > 1) {
-    if (vectors > 0) multiply<kVectors - 1>(rows, vectors, steps, a, a_row, b, b_row, c, c_row, accumulate);
+    if (vectors > 0) multiply<kVectors - 1>(rows, vectors, steps, a, a_row, b, b_row, c, c_row, factors);
   }
 }
 

@@ -104,6 +104,9 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+ONNXFUSE_INLINE void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
+ONNXFUSE_INLINE void stream_fence() { _mm_sfence(); }
+
 ONNXFUSE_INLINE __m256 low_pairs(__m256 a, __m256 b) {
   return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
 }

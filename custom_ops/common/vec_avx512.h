@@ -80,6 +80,9 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a, T{}));
 }
 
+ONNXFUSE_INLINE void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
+ONNXFUSE_INLINE void stream_fence() { _mm_sfence(); }
+
 ONNXFUSE_INLINE __m512 low_pairs(__m512 a, __m512 b) {
   return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
 }
