@@ -19,7 +19,7 @@ from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.fusion import Fusion
-from onnxfuse.normalise import normalise
+from onnxfuse.normalise import normalise, tidy
 from onnxfuse.report import Report, Verification, fused_count, node_count
 from onnxfuse.rewriter import rewrite
 from onnxfuse.splice import Candidate
@@ -213,6 +213,8 @@ class _Run:
                 return verifier(candidate)
 
             events = rewrite(model, facts, fusions, verify=judged if verifier else None, body=_body(facts))
+        with self._timed("tidy"):
+            tidy(model, facts)
         with self._timed("check"):
             soundness.complete(model, facts)
             if soundness.interface(model) != interface:

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from onnxfuse import dims
 from onnxfuse.dims import Size
-from onnxfuse.shape_rules import CONTENT_LIMIT, RULES, UNKNOWN, Call, Fact, Shape, is_followed
+from onnxfuse.shapes import CONTENT_LIMIT, RULES, UNKNOWN, Call, Fact, Shape, is_followed
 
+RULED_DOMAINS = ("", "com.microsoft", "onnxfuse")  # in others a familiar name may mean anything
 SMALL = 4096  # elements up to which a constant's content is read
 
 _CONSTANT_ATTRIBUTES = {
@@ -109,7 +110,7 @@ class Facts:
             self._infer_node(producer)
 
     def _infer_node(self, node: ir.Node) -> None:
-        rule = RULES.get(node.op_type)
+        rule = RULES.get(node.op_type) if node.domain in RULED_DOMAINS else None
         inferred: list[Fact] = []
         if rule is not None:
             inputs = tuple(None if i is None else self._facts[i] for i in node.inputs)

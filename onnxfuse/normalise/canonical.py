@@ -34,7 +34,7 @@ def fused_matmul(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("Cast")
 def widening_cast_of_parts(node: ir.Node, site: Site) -> ir.Value | None:
-    """Cast(Concat(-x2, x1)) to a wider dtype is Concat(-Cast(x2), Cast(x1)): torch's autocast turns before it widens."""
+    """Cast(Concat(-x2, x1)) to a wider dtype is Concat(-Cast(x2), Cast(x1)): so autocast turns halves."""
     moved = node.inputs[0].producer()
     to = site.facts.dtype(node.outputs[0])
     if not site.canonical or moved is None or moved.domain or moved.op_type not in ("Concat", "Neg", "Slice", "Split"):

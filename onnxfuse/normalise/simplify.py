@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxfuse.dims import Size
 from onnxfuse.normalise.sweep import Site, simplifies
-from onnxfuse.shape_rules import SENTINEL, Shape, product
+from onnxfuse.shapes import SENTINEL, Shape, product
 
 # x as the first type, then as the second, then as the first again, is x
 LOSSLESS = {

@@ -1,0 +1,18 @@
+"""What each operator does to dtypes, symbolic shapes and small integer contents.
+
+One rule an operator: it takes a `Call` (a node with the facts of its inputs) and returns the facts of its outputs.
+A rule returns None for what it does not know; it never guesses, with one exception: a Slice whose start is a run-time
+value (a position in a rotary table) is taken to lie inside its tensor.
+
+Source: the ONNX operator specification, opset 13 to 28, attribute and input forms alike.
+
+fact.py      what is known about a value, and the registry of rules
+elementwise  sizes  movement  contraction  attention     the rules
+"""
+
+from onnxfuse.shapes import attention, contraction, elementwise, movement, sizes
+from onnxfuse.shapes.fact import CONTENT_LIMIT, RULES, SENTINEL, UNKNOWN, Call, Fact, Shape, is_followed, product
+
+__all__ = ["CONTENT_LIMIT", "RULES", "SENTINEL", "UNKNOWN", "Call", "Fact", "Shape", "is_followed", "product"]
+
+_RULE_MODULES = (attention, contraction, elementwise, movement, sizes)  # imported so that their rules register
