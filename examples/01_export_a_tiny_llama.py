@@ -1,0 +1,75 @@
+"""Export a tiny Llama with random weights and a KV cache: any checkpoint of transformers goes the same way.
+
+Needs `pip install '.[export]'`. Its result is carried as `tiny_llama.onnx`, so that the other examples do not.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 8
+
+
+class WithFlatCache(torch.nn.Module):
+    """A Llama whose cache is a list of tensors, which is how an ONNX graph takes it."""
+
+    def __init__(self, llama):
+        super().__init__()
+        self.llama = llama
+
+    def forward(self, input_ids, attention_mask, position_ids, past):
+        cache = DynamicCache()
+        for layer in range(LAYERS):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        out = self.llama(input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache)
+        present = [part for layer in out.past_key_values.layers for part in (layer.keys, layer.values)]
+        return out.logits, *present
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=KV_HEADS,
+        vocab_size=64,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def export(path):
+    batch, tokens, past = 2, 3, 5
+    cache_names = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    inputs = (
+        torch.zeros(batch, tokens, dtype=torch.int64),
+        torch.ones(batch, past + tokens, dtype=torch.int64),
+        torch.arange(past, past + tokens).expand(batch, tokens).contiguous(),
+        [torch.zeros(batch, KV_HEADS, past, HEAD_DIM) for _ in cache_names],
+    )
+    cache_in, cache_out = ([f"{way}.{name}" for name in cache_names] for way in ("past_key_values", "present"))
+    axes = {name: {0: "batch", 1: "tokens"} for name in ("input_ids", "position_ids", "logits")}
+    axes |= {"attention_mask": {0: "batch", 1: "total"}}
+    axes |= dict.fromkeys(cache_in, {0: "batch", 2: "past"}) | dict.fromkeys(cache_out, {0: "batch", 2: "total"})
+    torch.onnx.export(
+        WithFlatCache(tiny_llama()),
+        inputs,
+        path,
+        dynamo=False,  # the other exporter is fused as well; this one is faster and keeps the modules' names
+        opset_version=17,
+        input_names=["input_ids", "attention_mask", "position_ids", *cache_in],
+        output_names=["logits", *cache_out],
+        dynamic_axes=axes,
+    )
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "tiny_llama.onnx")
+    export(path)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
