@@ -72,13 +72,20 @@ class Body:
             raise ValueError(f"{self._where()}: the rank of input {value.name} is unknown; run shape inference first")
         return actual.shape
 
-    def baked(self, name: str) -> object:
+    def baked(self, name: str, default: object = None) -> object:
         """The value of an attribute that the structure of the body depends on; the body is then made for it only."""
-        if name not in self.node.attributes:
+        if name not in self.node.attributes and default is None:
             raise ValueError(f"{self._where()}: attribute {name} is missing")
-        value = self.node.attributes[name].value
+        value = self.node.attributes[name].value if name in self.node.attributes else default
         self._baked[f"{name}{value}"] = None
         return value
+
+    def given(self, name: str) -> bool:
+        """Whether the node has the attribute; the body is then made for such nodes only."""
+        found = name in self.node.attributes
+        if not found:
+            self._baked[f"no_{name}"] = None
+        return found
 
     def nonzero(self, name: str) -> bool:
         """Whether the node has the attribute and it is not 0; the body is then made for such nodes only."""

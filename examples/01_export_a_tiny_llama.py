@@ -55,7 +55,8 @@ def export(path):
     cache_in, cache_out = ([f"{way}.{name}" for name in cache_names] for way in ("past_key_values", "present"))
     axes = {name: {0: "batch", 1: "tokens"} for name in ("input_ids", "position_ids", "logits")}
     axes |= {"attention_mask": {0: "batch", 1: "total"}}
-    axes |= dict.fromkeys(cache_in, {0: "batch", 2: "past"}) | dict.fromkeys(cache_out, {0: "batch", 2: "total"})
+    axes |= {name: {0: "batch", 2: "past"} for name in cache_in}
+    axes |= {name: {0: "batch", 2: "total"} for name in cache_out}
     torch.onnx.export(
         WithFlatCache(tiny_llama()),
         inputs,

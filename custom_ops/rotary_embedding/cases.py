@@ -36,6 +36,8 @@ def cases() -> Iterator[Case]:
             for rank in (3, 4):
                 yield case(*sizes, *dtypes, rank, 0, True, benchmark=True)
         yield case(*BENCHMARKS[-1], *dtypes, 4, 1, True, benchmark=True)
+    whole = case(*SIZES[1], "float32", "float32", 3, 0, False)
+    yield replace(whole, name="attributes left out", attributes={"num_heads": 3})
 
 
 def refused() -> Iterator[tuple[Case, str]]:

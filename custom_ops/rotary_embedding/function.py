@@ -9,10 +9,10 @@ from onnxfuse.custom_ops.body import Body
 def function(op: Body, x: ir.Value, cos: ir.Value, sin: ir.Value) -> dict[str, ir.Value]:
     """y = x * cos + rotated * sin, where rotated holds (-b, a) for every pair (a, b) of x"""
     has_head_axis = op.rank(x) == 4
-    interleaved = bool(op.baked("interleaved"))
+    interleaved = bool(op.baked("interleaved", 0))
     heads = 1 if has_head_axis else op.baked("num_heads")
     head_size = op.dim(x, -1) // heads
-    rotary_dim = op.baked("rotary_dim") or head_size
+    rotary_dim = op.baked("rotary_dim", 0) or head_size
     half, entries = rotary_dim // 2, 2 * op.dim(cos, -1) // rotary_dim  # entries of the table a pair: 1 or 2
 
     def pairs(value: ir.Value, leading: int, of_a_pair: int) -> ir.Value:

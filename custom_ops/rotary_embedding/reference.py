@@ -6,7 +6,7 @@ import numpy as np
 
 
 def reference(
-    x: np.ndarray, cos: np.ndarray, sin: np.ndarray, *, num_heads: int, interleaved: int, rotary_dim: int
+    x: np.ndarray, cos: np.ndarray, sin: np.ndarray, *, num_heads: int, interleaved: int = 0, rotary_dim: int = 0
 ) -> tuple[np.ndarray, ...]:
     """y: `x: [B, S, N*D]` or `[B, N, S, D]`, `cos, sin: [B|1, S, R|R/2]`; `y: like x, float64`."""
     h = x.astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from onnxfuse.custom_ops.case import EPSILON, Case
@@ -20,6 +21,7 @@ def cases() -> Iterator[Case]:
     yield case("huge", np.array([[2**40, -(2**50), 2**24 + 1]]), frequencies(9))
     yield case("empty batch", np.zeros((0, 3)), frequencies(4))
     yield case("empty length", np.zeros((2, 0)), frequencies(4))
+    yield replace(case("scale left out", np.arange(6).reshape(2, 3), frequencies(4)), attributes={})
     for batch, length, count in BENCHMARKS:
         positions = np.tile(np.arange(length), (batch, 1))
         yield case(f"{batch}x{length}x{count}", positions, frequencies(count), benchmark=True)

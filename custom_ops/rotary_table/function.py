@@ -10,5 +10,8 @@ def function(op: Body, position_ids: ir.Value, inv_freq: ir.Value) -> dict[str, 
     """cos = cos(position * inv_freq) * scale; sin likewise"""
     position = op.Unsqueeze(op.Cast(position_ids, to=ir.DataType.FLOAT), op.constant([-1]))
     angle = op.Mul(position, inv_freq)
-    scale = op.attribute("scale")
-    return {"cos": op.Mul(op.Cos(angle), scale), "sin": op.Mul(op.Sin(angle), scale)}
+    cos, sin = op.Cos(angle), op.Sin(angle)
+    if op.given("scale"):
+        scale = op.attribute("scale")
+        cos, sin = op.Mul(cos, scale), op.Mul(sin, scale)
+    return {"cos": cos, "sin": sin}
