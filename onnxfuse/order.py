@@ -66,6 +66,15 @@ class Order:
         visit(self.model.graph)
         return found
 
+    def sorted_consumers_first(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """`nodes` in the order of `consumers_first`."""
+        return sorted(nodes, key=self._place)
+
+    def _place(self, node: ir.Node) -> tuple[int, ...]:
+        place = (-self.positions[node],)
+        owner = self.owners.get(node.graph)
+        return place if owner is None else (*self._place(owner), *place)
+
     def position_in(self, graph: ir.Graph, node: ir.Node) -> int | None:
         """Where `node`, or the node of `graph` in whose subgraph it lies, stands; None if in neither."""
         while node.graph is not graph:

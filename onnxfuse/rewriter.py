@@ -30,6 +30,10 @@ class RewriteLoop(Exception):
     """Fusions that undo each other."""
 
 
+class FusionError(Exception):
+    """The check or rewrite of a fusion broke down: a mistake in the pattern file, not a property of the model."""
+
+
 def rewrite(
     model: ir.Model,
     facts: Facts,
@@ -61,6 +65,8 @@ def rewrite(
     ------
     RewriteLoop
         Fusions undo each other.
+    FusionError
+        A check or rewrite raised an exception, which is its cause, or returned what is no replacement.
     """
     run = _Run(model, facts, verify, body, step_limit)
     fusions = list(fusions)
@@ -125,12 +131,13 @@ class _Run:
             users = (use.node for node in frontier for output in node.outputs for use in output.uses())
             frontier = {node: None for node in users if node not in found}
             found = {**found, **frontier}
-        wanted = set(found)
-        return [node for node in self.order.consumers_first() if node in wanted] if found else []
+        return self.order.sorted_consumers_first(found)
 
     def attempt(self, fusion: Fusion, node: ir.Node) -> Sequence[ir.Node]:
         """Apply `fusion` with `node` as its root if it matches; return the new nodes."""
         for value in node.outputs:
+            if not value.uses() and not value.is_graph_output():
+                continue  # replacing what nobody reads would leave the graph as it is, for ever
             refusal = None
             unverified = 0
             try:
@@ -154,15 +161,18 @@ class _Run:
 
     def _judge(self, fusion: Fusion, match: Match) -> tuple[Candidate | None, tuple[str, str] | None]:
         """The replacement for `match`, or the reason against it and where that stands."""
-        refusal = fusion.refusal(match)
-        if refusal is not None:
-            return None, refusal
         new = Builder()
         try:
+            refusal = fusion.refusal(match)
+            if refusal is not None:
+                return None, refusal
             built = fusion.rewriting(new, match)
         except Refuse as refused:
             discard(new.nodes)
             return None, (str(refused), where_text(fusion.location))
+        except Exception as error:
+            at = f"{fusion.name} ({fusion.location}) at node {node_text(match.root)!r}"
+            raise FusionError(f"{at}: {type(error).__name__}: {error}") from error
         candidate = self._candidate(fusion, match, new, built)
         reason = obstacle(candidate, self.order)
         if reason is not None:
@@ -188,7 +198,7 @@ class _Run:
             if made is not None and made is not old
         ]
         if len(values) != len(match.outputs) or not pairs or not all(isinstance(made, ir.Value) for _, made in pairs):
-            raise TypeError(
+            raise FusionError(
                 f"{fusion.location}: the rewrite of {fusion.name} returned {built!r}; expected {len(match.outputs)} "
                 "values or captures, one for each output of the pattern, None for an output to be left as it is"
             )

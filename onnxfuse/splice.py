@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +58,9 @@ def _is_free(value: ir.Value, replaced: set[ir.Value], removed: dict[ir.Node, No
 
 def obstacle(candidate: Candidate, order: Order) -> str | None:
     """Why the replacement must not be made: it would compute something dear twice, or read its own output."""
+    inputs = [value.name for value in candidate.outputs if value.producer() is None]
+    if inputs:
+        return f"{inputs[0]!r} is an input or constant of the model and cannot be replaced"
     removed = set(candidate.removed)
     # An expensive node may stay if another one it feeds has to: name the one whose own output is wanted elsewhere.
     for node in candidate.nodes:
@@ -85,12 +90,14 @@ def _reason_to_stay(node: ir.Node, candidate: Candidate) -> str:
             if output.is_graph_output():
                 return f"{output.name!r} is also a graph output"
             for use in output.uses():
-                if use.node not in matched and use.node not in candidate.new_nodes:
+                if use.node in candidate.new_nodes:
+                    return "the new node reads it too"
+                if use.node not in matched:
                     return f"{output.name!r} is also used by {use.node.op_type} {node_text(use.node)!r}"
                 if use.node in matched and use.node not in reached:
                     reached.add(use.node)
                     stack.append(use.node)
-    return "another output needs it"
+    raise AssertionError(f"{node_text(node)} stays in the graph for no reason")
 
 
 def _external_inputs(candidate: Candidate) -> list[ir.Value]:
@@ -121,14 +128,22 @@ class Names:
 
 
 def scope(nodes: Iterable[ir.Node]) -> str:
-    """The longest path that the names of `nodes` share: `/model/layers.0/self_attn/`, or nothing."""
-    paths = [node.name.split("/")[:-1] for node in nodes if node.name and "/" in node.name]
+    """The longest path that `nodes` share: `/model/layers.0/self_attn/`, or nothing."""
+    paths = [path for path in map(_path, nodes) if path]
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
     return "".join(f"{part}/" for part in shared)
+
+
+def _path(node: ir.Node) -> list[str]:
+    """The modules a node lies in: part of its name (TorchScript exporter), or in its metadata (dynamo exporter)."""
+    if node.name and "/" in node.name:
+        return node.name.split("/")[:-1]
+    scopes = re.findall("'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))[:-1]
+    return [inner.removeprefix(outer).lstrip(".") for outer, inner in itertools.pairwise(["", *scopes])]
 
 
 def splice(candidate: Candidate, model: ir.Model, facts: Facts, order: Order, names: Names) -> None:

@@ -21,7 +21,7 @@ from graphs import (
 from onnxfuse.dsl import Refuse, maybe, op, scalar, tensor
 from onnxfuse.explain import Fused
 from onnxfuse.facts import Facts
-from onnxfuse.rewriter import RewriteLoop, rewrite
+from onnxfuse.rewriter import FusionError, RewriteLoop, rewrite
 
 
 class TestReplacement:
@@ -140,13 +140,34 @@ class TestReplacement:
     @pytest.mark.parametrize("returned", [None, (), (1, 2)])
     def test_a_rewrite_that_returns_the_wrong_number_of_values_is_an_error(self, returned):
         model = model_of("n = Neg(x) y = Exp(n)")
-        with pytest.raises(TypeError, match="the rewrite of <lambda> returned"):
+        with pytest.raises(FusionError, match="the rewrite of <lambda> returned"):
             run(model, fusing(lambda x=tensor(): op.Exp(-x), lambda new, m: returned))
+
+    def test_a_mistake_in_a_check_names_the_fusion_and_the_node(self):
+        made = neg_exp()
+
+        @made.check
+        def wrong(m):
+            yield m.y is None, "there is no y"
+
+        with pytest.raises(FusionError, match="at node 'make_y': AttributeError: <lambda> captures no 'y'") as caught:
+            run(model_of("n = Neg(x) y = Exp(n)"), made)
+        assert isinstance(caught.value.__cause__, AttributeError)
 
     def test_a_number_as_input_is_an_error_that_says_what_to_do(self):
         model = model_of("y = Mul(x, c)", constants="float c = {2}")
-        with pytest.raises(TypeError, match=r"give it as attribute, or m.captured\['name'\] as input"):
+        with pytest.raises(FusionError, match=r"give it as attribute, or m.captured\['name'\] as input"):
             run(model, fusing(lambda x=tensor(), c=scalar(): x * c, lambda new, m: new.Scale(m.x, m.c)))
+
+    def test_an_output_that_nobody_reads_is_left_alone(self):
+        """Replacing it would leave its node in place and the match with it, for ever."""
+
+        def low(x=tensor()):
+            return op.Split(x, axis=-1, outputs=2)[0]
+
+        model = model_of("l, h = Split<axis=-1, num_outputs=2>(x) y = Neg(h)", outputs="float[2,3,4] y")
+        assert run(model, fusing(low, lambda new, m: new.Low(m.x))) == []
+        assert operators(model) == ["Split", "Neg"]
 
 
 class TestOrder:

@@ -27,7 +27,8 @@ def _random_model(rng, size=40):
         node.outputs[0].name = f"v{index}"
         nodes.append(node)
         values.append(node.outputs[0])
-    outputs = [values[-1], *rng.sample([node.outputs[0] for node in nodes[:-1]], 3)]
+    made = [node.outputs[0] for node in nodes]
+    outputs = list(dict.fromkeys([value for value in made if not value.uses()] + rng.sample(made, 3)))
     for value in outputs:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([3])
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 18}, name="random")

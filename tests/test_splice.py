@@ -16,7 +16,7 @@ from graphs import (
     run,
 )
 
-from onnxfuse.dsl import op, tensor
+from onnxfuse.dsl import maybe, op, tensor
 from onnxfuse.explain import Refused
 
 
@@ -98,6 +98,32 @@ class TestSafety:
         run(model, fusing(both, lambda new, m: new.MatMulExp(m.x, m.w, outputs=2)))
         assert operators(model) == ["MatMulExp", "Add"]
         check_sound(model)
+
+    def test_an_expensive_node_that_the_new_node_reads_refuses(self):
+        def twice(x=tensor(), c=tensor()):
+            return op.Exp(op.Softmax(x)) * c
+
+        model = model_of("s = Softmax(x) e = Exp(s) y = Mul(e, s)")
+        [event] = run(model, fusing(twice, lambda new, m: new.F(m.x, m.c)))
+        assert event.reason == "Softmax 'make_s' would be computed twice: the new node reads it too"
+
+    def test_an_input_of_the_model_cannot_be_replaced(self):
+        def both(x=tensor()):
+            h = maybe.Cast(x)
+            return op.Exp(h), h
+
+        model = model_of("e = Exp(x) y = Add(e, x)")
+        [event] = run(model, fusing(both, lambda new, m: new.F(m.x, outputs=2)))
+        assert event.reason == "'x' is an input or constant of the model and cannot be replaced"
+
+    def test_what_stands_before_the_pattern_cannot_be_replaced(self):
+        def both(x=tensor()):
+            h = maybe.Cast(x)
+            return op.Exp(h), h
+
+        model = model_of("a = Abs(x) e = Exp(a) y = Add(e, a)")
+        [event] = run(model, fusing(both, lambda new, m: new.F(m.x, outputs=2)))
+        assert event.reason == "an input of the new node is computed from one of the outputs it replaces"
 
     def test_an_output_may_be_left_as_it_is(self):
         def both(x=tensor()):
@@ -214,6 +240,14 @@ class TestNames:
             "/model/layers.0/Mul",
             "/model/layers.0/norm/Mul_7",
         ]
+
+    def test_the_scope_of_a_dynamo_export_is_in_its_metadata(self):
+        model = model_of("n = Neg(x) y = Exp(n)")
+        paths = ("['', 'm', 'm.layers.0', 'm.layers.0.act', 'neg']", "['', 'm', 'm.layers.0', 'exp']")
+        for node, scopes in zip(model.graph, paths, strict=True):
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
+        run(model, neg_exp())
+        assert model.graph[0].name == "/m/layers.0/NegExp"
 
     def test_names_are_unique(self):
         model = model_of("n = Neg(x) e = Exp(n) m = Neg(e) f = Exp(m) y = Abs(f)")
