@@ -67,8 +67,8 @@ class Order:
         return found
 
     def sorted_consumers_first(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
-        """`nodes` in the order of `consumers_first`."""
-        return sorted(nodes, key=self._place)
+        """`nodes` in the order of `consumers_first`; of nodes made together, in the order given, the last first."""
+        return sorted(reversed(list(nodes)), key=self._place)
 
     def _place(self, node: ir.Node) -> tuple[int, ...]:
         place = (-self.positions[node],)
@@ -106,7 +106,8 @@ class Order:
             if value in seen or producer is None:
                 continue
             seen.add(value)
-            if producer.graph is not graph or self.positions[producer] >= earliest:
+            position = self.position_in(graph, producer)  # None: an outer graph, which cannot read an inner one
+            if position is not None and position >= earliest:
                 stack.extend(self.inputs_of(producer))
         return False
 
@@ -117,13 +118,14 @@ class Order:
         """
         first = min((value.producer() for value in outputs), key=self.positions.__getitem__)
         graph = first.graph
-        producers = (value.producer() for value in inputs)
-        same_graph = [node for node in producers if node is not None and node.graph is graph]
-        last = max(same_graph, key=self.positions.__getitem__, default=None)
-        if last is None or self.positions[last] < self.positions[first]:
+        producers = {value.producer() for value in inputs}
+        before = [node for node in producers if node is not None and node.graph is graph]
+        if all(self.positions[node] < self.positions[first] for node in before):
             graph.insert_before(first, nodes)
             self.positions.update(dict.fromkeys(nodes, self.positions[first]))
             return
+        self._number(graph)  # nodes inserted together shared a position until now
+        last = max(before, key=self.positions.__getitem__)
         early = self._dependents(outputs, graph, self.positions[last])
         graph.remove(early)
         graph.insert_after(last, [*nodes, *early])

@@ -50,6 +50,7 @@ class TestNumbers:
         assert count(reshaped, "y = Reshape(x, s)", constants="int64[3] s = {0, 0, -1}") == 1
         assert count(reshaped, "y = Reshape(x, s)", constants="int64[3] s = {0, 0, 8}") == 0
         assert count(reshaped, "y = Reshape(x, s)", constants="int64[2] s = {0, -1}") == 0
+        assert count(reshaped, "y = Reshape(x, s)", constants="int64[1,3] s = {0, 0, -1}") == 0
 
 
 class TestParameters:
@@ -81,6 +82,21 @@ class TestParameters:
     def test_axes_computed_at_run_time_do_not_match(self):
         options = {"inputs": "float[2,3,8] x, int64[1] a", "outputs": "float[2,3,1] y"}
         assert count(lambda x=tensor(): op.ReduceMean(x, axes=[-1]), "y = ReduceMean(x, a)", **options) == 0
+
+    def test_an_input_computed_at_run_time_is_not_the_default(self):
+        options = {"inputs": "float[2,1,8] x, int64[1] a", "outputs": "float[2,8] y"}
+        assert count(lambda x=tensor(): op.Squeeze(x), "y = Squeeze(x)", **options) == 1
+        assert count(lambda x=tensor(): op.Squeeze(x), "y = Squeeze(x, a)", **options) == 0
+        assert count(lambda x=tensor(): op.Squeeze(x, axes=None), "y = Squeeze(x, a)", **options) == 0
+
+    def test_none_is_the_default(self):
+        def halves(x=tensor()):
+            return op.Split(x, axis=-1, split=None, outputs=2)[1]
+
+        sizes = {"outputs": "float[2,3,4] y"}
+        assert count(halves, "l, y = Split<axis=-1, num_outputs=2>(x)", **sizes) == 1
+        assert count(halves, "l, y = Split<axis=-1>(x, s)", constants="int64[2] s = {4, 4}", **sizes) == 1
+        assert count(halves, "l, y = Split<axis=-1>(x, s)", constants="int64[2] s = {6, 2}", **sizes) == 0
 
     def test_axes_of_unsqueeze_count_in_the_output(self):
         def heads(x=tensor()):

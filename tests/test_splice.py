@@ -134,6 +134,63 @@ class TestSafety:
         run(model, fusing(both, lambda new, m: (new.AbsExp(m.x), None)))
         assert operators(model) == ["Abs", "AbsExp", "Add"]
 
+    def test_an_expensive_output_may_be_left_as_it_is(self):
+        def both(x=tensor()):
+            h = op.Softmax(x)
+            return op.Exp(h), h
+
+        model = model_of("s = Softmax(x) e = Exp(s) y = Add(e, s)")
+        run(model, fusing(both, lambda new, m: (new.SoftmaxExp(m.x), None)))
+        assert operators(model) == ["Softmax", "SoftmaxExp", "Add"]
+
+    def test_a_node_whose_other_output_is_needed_stays(self):
+        def low(x=tensor()):
+            return op.Split(x, axis=-1, outputs=2)[0]
+
+        model = model_of("l, h = Split<axis=-1, num_outputs=2>(x) y = Mul(l, h)", outputs="float[2,3,4] y")
+        run(model, fusing(low, lambda new, m: new.Low(m.x)))
+        assert operators(model) == ["Low", "Split", "Mul"]
+        assert [value.name for value in model.graph[1].outputs] == ["l_unfused", "h"]
+        check_sound(model)
+
+    def test_a_dead_node_that_was_read_twice_is_removed_once(self):
+        def product(x=tensor(), c=tensor()):
+            return op.Exp(x * c)
+
+        model = model_of("l, h = Split<axis=-1, num_outputs=2>(x) p = Mul(l, h) y = Exp(p)", outputs="float[2,3,4] y")
+        run(model, fusing(product, lambda new, m: new.F(m.x.value.producer().inputs[0])))
+        assert operators(model) == ["F"]
+
+    def test_a_default_that_an_input_overrides_stays(self):
+        text = '<ir_version: 10, opset_import: ["" : 18]> g (float[2] x, float[2] c = {1, 2}) => (float[2] y) {body}'
+        model = ir.from_onnx_text(text.replace("{body}", "{ z = Sub(c, c) n = Neg(x) s = Add(n, z) y = Exp(s) }"))
+        run(model, fusing(lambda x=tensor(), z=tensor(): op.Exp(op.Neg(x) + z), lambda new, m: new.F(m.x)))
+        assert operators(model) == ["F"]
+        assert "c" in model.graph.initializers
+
+    def test_inputs_that_were_made_together_both_stand_before_their_reader(self):
+        def two(x=tensor()):
+            return op.Neg(op.Abs(x))
+
+        def rewrite_two(new, m):
+            first = new.onnx.Sin(m.x)
+            return new.onnx.Cos(first)
+
+        def pair(x=tensor(), a=tensor(), b=tensor()):
+            h = op.Relu(x)
+            return op.Exp(h), op.Sub(op.Tanh(h) * a, b)
+
+        body = "r = Relu(x) e = Exp(r) a = Abs(w) n = Neg(a) t = Tanh(r) p = Mul(t, n) q = Sub(p, n) y = Add(q, e)"
+        model = model_of(body, inputs="float[2,3,8] x, float[2,3,8] w")
+
+        def rewrite_pair(new, m):
+            cos = m.a.value.producer()
+            return new.Pair(cos.inputs[0], m.a, m.x, outputs=2)
+
+        run(model, fusing(two, rewrite_two), fusing(pair, rewrite_pair, "norm"))
+        assert operators(model) == ["Sin", "Cos", "Pair", "Add"]
+        check_sound(model)
+
     def test_a_replacement_that_would_read_its_own_output_is_refused(self):
         def pair(x=tensor(), c=tensor()):
             h = op.Abs(x)
@@ -213,6 +270,13 @@ class TestSubgraphs:
 
     def test_an_expensive_node_of_the_outer_graph_refuses(self):
         model = model_of(self.BODY.format(outer="Softmax"), inputs="float[2,3,8] x, bool b")
+        [event] = run(model, fusing(lambda x=tensor(): op.Exp(op.Softmax(x)), lambda new, m: new.F(m.x)))
+        assert event.reason.endswith("would be computed twice: it lies in an outer graph")
+
+    def test_an_expensive_node_of_the_outer_graph_refuses_though_only_the_branch_reads_it(self):
+        """In the body of a loop it would be computed again in every round."""
+        body = self.BODY.format(outer="Softmax").replace("q = Identity(n)", "q = Identity(x)")
+        model = model_of(body, inputs="float[2,3,8] x, bool b")
         [event] = run(model, fusing(lambda x=tensor(): op.Exp(op.Softmax(x)), lambda new, m: new.F(m.x)))
         assert event.reason.endswith("would be computed twice: it lies in an outer graph")
 
