@@ -67,8 +67,9 @@ def check_sound(model):
     for node in model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             assert value is None or (node, index) in value.uses()
-        for value in node.outputs:
-            assert all(use.node.graph is not None and use.node.inputs[use.idx] is value for use in value.uses())
+    given = [*model.graph.inputs, *model.graph.initializers.values()]
+    for value in (*given, *(value for node in model.graph.all_nodes() for value in node.outputs)):
+        assert all(use.node.graph is not None and use.node.inputs[use.idx] is value for use in value.uses())
 
 
 def neg_exp(name="NegExp", stage="elementwise"):
