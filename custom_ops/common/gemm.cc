@@ -1,0 +1,120 @@
+#include "common/gemm.h"
+
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "common/simd_target.h"
+
+namespace onnxfuse {
+namespace {
+
+constexpr int64_t kBlockRows = 240;                    // of a block, at most
+constexpr int64_t kBlockSums = 8 * kBlockRows;         // rows * panels of a block, at most: 240 KB for each weight
+constexpr int64_t kWantedBlocks = 16;                  // so that threads of uneven speed finish together
+constexpr int64_t kSliceDepth = 128;                   // rows of a panel that are multiplied at a time
+constexpr int64_t kTileStride = kSliceDepth + 16;      // of the rows of A: off a power of two, for the cache's sets
+constexpr int64_t kActivationFloats = 128 * 1024;      // of A that the second-level cache holds beside the sums
+constexpr int64_t kCopyFloats = kSliceDepth * kPanel;  // of a slice that is converted
+
+}  // namespace
+}  // namespace onnxfuse
+
+#define ONNXFUSE_UNROLL _Pragma("GCC unroll 16")
+#define ONNXFUSE_KERNELS "common/gemm_kernel.h"
+#include "common/each_target.h"
+
+namespace onnxfuse {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory of one thread: it stays in that core's cache from block to block.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { operator delete[](data_, kAlignment); }
+
+  float* at_least(int64_t floats) {
+    if (floats > size_) {
+      operator delete[](data_, kAlignment);
+      data_ = nullptr;
+      size_ = 0;
+      data_ = static_cast<float*>(operator new[](sizeof(float) * static_cast<size_t>(floats), kAlignment));
+      size_ = floats;
+    }
+    return data_;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+using Multiply = void(const void* a, const Weight* weights, int64_t count, const GemmBlock& block, float* scratch);
+
+template <typename T>
+Multiply* multiply_for(DType weight) {
+  if (weight == kDTypeOf<T>) return ONNXFUSE_KERNEL(multiply_block<T, T>);
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight == DType::kFloat16) return ONNXFUSE_KERNEL(multiply_block<float, Half>);
+    if (weight == DType::kBFloat16) return ONNXFUSE_KERNEL(multiply_block<float, BFloat16>);
+  }
+  fail("no matrix product of ", dtype_name(kDTypeOf<T>), " by ", dtype_name(weight));
+}
+
+Multiply* multiply_for(DType a, DType weight) {
+  switch (a) {
+    case DType::kFloat32:
+      return multiply_for<float>(weight);
+    case DType::kFloat16:
+      return multiply_for<Half>(weight);
+    case DType::kBFloat16:
+      return multiply_for<BFloat16>(weight);
+    default:
+      fail("no matrix product of ", dtype_name(a));
+  }
+}
+
+int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+}  // namespace
+
+Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth) {
+  const Shape& shape = tensor.shape;
+  const bool packed = shape.rank() == 3;
+  const bool fits = packed ? shape[1] == depth && shape[2] == kPanel : shape.rank() == 2 && shape[0] == depth;
+  require(fits, name, " is ", shape, ", expected [", depth, ",N] or packed panels [N/32,", depth, ",32]");
+  return {tensor.data, tensor.dtype, depth, packed ? shape[0] * kPanel : shape[1], packed};
+}
+
+GemmPlan::GemmPlan(int64_t rows, int64_t panels)
+    : rows_(rows), panels_(panels), row_blocks_(divide_up(rows, kBlockRows)), panel_blocks_(0) {
+  if (rows == 0 || panels == 0) return;
+  const int64_t rows_each = divide_up(rows, row_blocks_);
+  const int64_t most = std::max<int64_t>(1, kBlockSums / rows_each);
+  panel_blocks_ = std::min(panels, std::max(divide_up(panels, most), divide_up(kWantedBlocks, row_blocks_)));
+}
+
+GemmBlock GemmPlan::block(int64_t index) const {
+  const int64_t i = index % row_blocks_, j = index / row_blocks_;
+  GemmBlock block;
+  block.first_row = rows_ * i / row_blocks_;
+  block.rows = rows_ * (i + 1) / row_blocks_ - block.first_row;
+  block.first_panel = panels_ * j / panel_blocks_;
+  block.panels = panels_ * (j + 1) / panel_blocks_ - block.first_panel;
+  block.sums = nullptr;
+  return block;
+}
+
+void multiply(const Activations& a, const Weight* weights, int64_t count, GemmBlock& block) {
+  thread_local Buffer sums, scratch;
+  block.sums = sums.at_least(count * block.panels * block.rows * kPanel);
+  const char* first = static_cast<const char*>(a.data) + block.first_row * a.depth * element_size(a.dtype);
+  multiply_for(a.dtype, weights->dtype)(first, weights, count, block,
+                                        scratch.at_least(kActivationFloats + kCopyFloats));
+}
+
+}  // namespace onnxfuse

@@ -1,0 +1,85 @@
+"""Cases of GatedMLP."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from onnxfuse.custom_ops.case import EPSILON, Case, Random
+from onnxfuse.custom_ops.packing import packed_shape
+
+DTYPES = ["float32", "float16", "bfloat16"]
+ACTIVATIONS = ["silu", "gelu", "gelu_tanh"]
+BIASES = [(), ("gate_bias", "up_bias", "down_bias"), ("up_bias",), ("gate_bias", "down_bias")]
+WEIGHTS = ("gate_weight", "up_weight", "down_weight")
+PACKED = [(), WEIGHTS, ("gate_weight",), ("up_weight", "down_weight")]
+
+# Around every tile height of every target, then blocks of rows (240) and of hidden rows (480).
+ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 241, 481]
+# H, I, O: odd and tiny; around a panel (32) and a slice of the depth (128); several slices.
+PLAIN_WIDTHS = [(1, 1, 1), (7, 5, 3), (31, 33, 65), (129, 127, 34), (300, 257, 95)]
+PACKED_WIDTHS = [(1, 32, 32), (7, 64, 96), (128, 32, 64), (129, 160, 32), (300, 320, 96)]
+LLAMA_1B = (2048, 5632, 2048)
+
+
+def case(
+    rows: tuple[int, ...],
+    widths: tuple[int, int, int],
+    dtype: str,
+    activation: str = "silu",
+    packed: tuple[str, ...] = (),
+    biases: tuple[str, ...] = (),
+    *,
+    scale: float = 1.0,
+    benchmark: bool = False,
+) -> Case:
+    """One case. Weights are scaled so that every product is of the order of x."""
+    h, i, o = widths
+    shapes = {"gate_weight": (h, i), "up_weight": (h, i), "down_weight": (i, o)}
+    lengths = {"gate_bias": (i,), "up_bias": (i,), "down_bias": (o,)}
+    inputs: dict[str, Random | None] = {"x": Random((*rows, h), dtype, scale)}
+    for name, shape in shapes.items():
+        inputs[name] = Random(packed_shape(shape) if name in packed else shape, dtype, 1 / math.sqrt(shape[0]))
+    for name, length in lengths.items():
+        inputs[name] = Random(length, dtype) if name in biases else None
+    # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
+    # of the order of sqrt(K) half units. The product of gate and up carries the error of both; 8 covers the largest
+    # of some 10^5 results and the activation.
+    roundings = math.sqrt(h) + math.sqrt(i)
+    return Case(
+        name="_".join(
+            [
+                "x".join(map(str, (*rows, *widths))),
+                dtype,
+                activation,
+                "packed" + "".join(name[0] for name in packed),
+                "biases" + "".join(name[0] for name in biases),
+                f"scale{scale:g}",
+            ]
+        ),
+        inputs=inputs,
+        outputs={"y": dtype},
+        attributes={"activation": activation},
+        relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
+        absolute=8 * roundings * EPSILON["float32"] / 2 * max(scale, scale**2),
+        benchmark=benchmark,
+        flops=2.0 * math.prod(rows) * (2 * h * i + i * o),
+    )
+
+
+def cases() -> Iterator[Case]:
+    """Every height of tile, every mix of layouts, biases and activations, large gates, then the shapes of Llama-1B."""
+    for dtype in DTYPES:
+        for packed, plain_widths, packed_widths, rows in zip(
+            itertools.cycle(PACKED), itertools.cycle(PLAIN_WIDTHS), itertools.cycle(PACKED_WIDTHS), ROWS * 2, strict=False
+        ):
+            yield case((rows,), packed_widths if packed else plain_widths, dtype, packed=packed)
+        for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
+            yield case((2, 3), (40, 64, 32), dtype, activation, packed, biases)
+        for activation in ACTIVATIONS:
+            yield case((5, 1, 3), (64, 96, 32), dtype, activation, scale=30.0)
+    for rows in (1, 4, 16, 128, 512):
+        yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True)
+    for dtype, rows in itertools.product(("bfloat16", "float16"), (1, 16, 128)):
+        yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True)

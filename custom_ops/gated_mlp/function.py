@@ -1,0 +1,55 @@
+"""GatedMLP in standard ONNX operators."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from onnxfuse.custom_ops.body import Body
+
+
+def function(
+    op: Body,
+    x: ir.Value,
+    gate_weight: ir.Value,
+    up_weight: ir.Value,
+    down_weight: ir.Value,
+    gate_bias: ir.Value | None,
+    up_bias: ir.Value | None,
+    down_bias: ir.Value | None,
+) -> dict[str, ir.Value]:
+    """y = (act(x Wg + bg) * (x Wu + bu)) Wd + bd"""
+
+    def project(value: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        product = op.MatMul(value, _unpacked(op, weight))
+        return product if bias is None else op.Add(product, op.float32(bias))
+
+    h = op.float32(x)
+    gate = _activated(op, project(h, gate_weight, gate_bias))
+    y = project(op.Mul(gate, project(h, up_weight, up_bias)), down_weight, down_bias)
+    return {"y": op.rounded(y, like=x)}
+
+
+def _unpacked(op: Body, weight: ir.Value) -> ir.Value:
+    """The weight as float32 [K, N]. ONNX Runtime folds this where the weight is an initializer."""
+    wide = op.float32(weight)
+    if op.rank(weight) == 2:
+        return wide
+    return op.Reshape(op.Transpose(wide, perm=[1, 0, 2]), op.constant([0, -1]))
+
+
+def _activated(op: Body, z: ir.Value) -> ir.Value:
+    """The activation, spelled in operators that every opset has."""
+    activation = op.baked("activation")
+    if activation == "silu":
+        return op.Mul(z, op.Sigmoid(z))
+    if activation == "gelu":
+        distribution = op.Add(op.Erf(op.Mul(z, op.constant(math.sqrt(0.5)))), op.constant(1.0))
+    elif activation == "gelu_tanh":
+        cube = op.Mul(op.Mul(z, z), op.Mul(z, op.constant(0.044715)))
+        inner = op.Mul(op.Add(z, cube), op.constant(math.sqrt(2 / math.pi)))
+        distribution = op.Add(op.Tanh(inner), op.constant(1.0))
+    else:
+        raise ValueError(f"GatedMLP: activation is {activation!r}, expected silu, gelu or gelu_tanh")
+    return op.Mul(op.Mul(z, op.constant(0.5)), distribution)
