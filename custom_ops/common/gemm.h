@@ -6,9 +6,9 @@
 // The packed one is what the kernels read, in place and in order; panels of a plain one are copied piece by piece.
 //
 // Work is split into blocks of rows by panels of 32 columns. A block is owned by one thread, which multiplies over the
-// whole of K into scratch that stays in its second-level cache and then hands the sums to an epilogue (activation, bias,
-// rounding). Several weights that share A (gate and up; query, key and value) are multiplied together.
-// Memory traffic: W is read once for every kBlockRows rows.
+// whole of K into scratch that stays in its second-level cache and then hands the sums to an epilogue (activation,
+// bias, rounding). Several weights that share A (gate and up; query, key and value) are multiplied together. Memory
+// traffic: W is read once for every kBlockRows rows.
 #pragma once
 
 #include <algorithm>

@@ -44,9 +44,10 @@ def case(
     for name, length in lengths.items():
         inputs[name] = Random(length, dtype) if name in biases else None
     # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
-    # of the order of sqrt(K) half units. The product of gate and up carries the error of both; 8 covers the largest
-    # of some 10^5 results and the activation.
+    # of the order of sqrt(K) half units. 8 covers the largest of some 10^5 results and the activation; gate and up are
+    # sums of products of two normal numbers, so for a small H the largest are far from 1 (3 times farther for H = 1).
     roundings = math.sqrt(h) + math.sqrt(i)
+    tails = (1 + 2.2 / math.sqrt(h)) ** 2
     return Case(
         name="_".join(
             [
@@ -62,7 +63,7 @@ def case(
         outputs={"y": dtype},
         attributes={"activation": activation},
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
-        absolute=8 * roundings * EPSILON["float32"] / 2 * max(scale, scale**2),
+        absolute=8 * roundings * tails * EPSILON["float32"] / 2 * max(scale, scale**2),
         benchmark=benchmark,
         flops=2.0 * math.prod(rows) * (2 * h * i + i * o),
     )
@@ -70,15 +71,14 @@ def case(
 
 def cases() -> Iterator[Case]:
     """Every height of tile, every mix of layouts, biases and activations, large gates, then the shapes of Llama-1B."""
-    for dtype in DTYPES:
-        for packed, plain_widths, packed_widths, rows in zip(
-            itertools.cycle(PACKED), itertools.cycle(PLAIN_WIDTHS), itertools.cycle(PACKED_WIDTHS), ROWS * 2, strict=False
-        ):
+    for dtype, rounds in zip(DTYPES, (2, 1, 1), strict=True):
+        mixes = zip(itertools.cycle(PACKED), itertools.cycle(PLAIN_WIDTHS), itertools.cycle(PACKED_WIDTHS))
+        for rows, (packed, plain_widths, packed_widths) in zip(ROWS * rounds, mixes, strict=False):
             yield case((rows,), packed_widths if packed else plain_widths, dtype, packed=packed)
-        for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
-            yield case((2, 3), (40, 64, 32), dtype, activation, packed, biases)
         for activation in ACTIVATIONS:
-            yield case((5, 1, 3), (64, 96, 32), dtype, activation, scale=30.0)
+            yield case((5, 1, 3), (64, 96, 32), dtype, activation, WEIGHTS, BIASES[1], scale=30.0)
+    for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
+        yield case((2, 3), (40, 64, 32), "float32", activation, packed, biases)
     for rows in (1, 4, 16, 128, 512):
         yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True)
     for dtype, rows in itertools.product(("bfloat16", "float16"), (1, 16, 128)):

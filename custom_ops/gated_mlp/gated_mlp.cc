@@ -9,8 +9,8 @@
 namespace onnxfuse {
 namespace {
 
-// Rows whose hidden values, [rows, I] float32, are kept at a time: it bounds the scratch memory, and is large enough for
-// reading the weights again for every such block to cost nothing beside the products.
+// Rows whose hidden values, [rows, I] float32, are kept at a time: it bounds the scratch memory, and is large enough
+// for reading the weights again for every such block to cost nothing beside the products.
 constexpr int64_t kHiddenRows = 480;
 
 Activation activation_named(const std::string& name) {
@@ -58,11 +58,13 @@ class GatedMLP {
     auto y = shapes.input(0);
     const auto down = shapes.input(3);
     if (!y || !down) return;
-    const bool packed = down->size() == 3;
-    Dim columns = packed ? down->front() : down->back();
-    if (packed) columns = columns.known() ? Dim{columns.size * kPanel, ""} : Dim::unknown();
-    y->back() = columns;
-    shapes.output(0, *y);
+    Dim columns = down->dims.back();
+    if (down->dims.size() == 3) {
+      columns = down->dims.front();
+      columns = columns.known() ? Dim{columns.size * kPanel, ""} : Dim::unknown();
+    }
+    y->dims.back() = columns;
+    shapes.output(0, y->dtype, y->dims);
   }
 
   explicit GatedMLP(const NodeInfo& node) : activation_(activation_named(node.text("activation"))) {}
@@ -90,9 +92,8 @@ class GatedMLP {
     const auto hidden = context.scratch<float>(std::min(rows, kHiddenRows) * hidden_width);
     for (int64_t row = 0; row < rows; row += kHiddenRows) {
       const int64_t count = std::min(kHiddenRows, rows - row);
-      for_each_block(context, {x.data + row * width, kDTypeOf<T>, count, width}, gated, 2, [&](const GemmBlock& block) {
-        gate(block, gate_bias, up_bias, hidden.data(), hidden_width);
-      });
+      for_each_block(context, {x.data + row * width, kDTypeOf<T>, count, width}, gated, 2,
+                     [&](const GemmBlock& block) { gate(block, gate_bias, up_bias, hidden.data(), hidden_width); });
       T* out = y.data + row * down.columns;
       for_each_block(context, {hidden.data(), DType::kFloat32, count, hidden_width}, &down, 1,
                      [&](const GemmBlock& block) { round(block, down_bias, out, down.columns); });
