@@ -1,7 +1,5 @@
 // What is done to the sums of the matrix products of GatedMLP, see gated_mlp.h.
 
-ONNXFUSE_INLINE Vec sigmoid(Vec x) { return splat(1) / (splat(1) + exp(splat(0) - x)); }
-
 // The standard normal distribution function, (1 + erf(x / sqrt 2)) / 2. For t = |x| it is e^(-t^2/2) q(t) or one minus
 // that, with q(t) = p(s) / (t + 2.5) and s = (t - 2.5) / (t + 2.5); p was fitted over 0 <= t <= 15 to 1.5e-8 relative.
 ONNXFUSE_INLINE Vec normal_distribution(Vec x) {
