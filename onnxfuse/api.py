@@ -17,7 +17,6 @@ from onnxfuse import catalog, model_io, runtime, soundness
 from onnxfuse.custom_ops import functions
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
-from onnxfuse.facts import Facts
 from onnxfuse.fusion import Fusion
 from onnxfuse.normalise import normalise, tidy
 from onnxfuse.report import Report, Verification, fused_count, node_count
@@ -111,16 +110,15 @@ def optimize(
     return run.optimize(chosen, required)
 
 
-def explain(model: Source, *, fusions: Iterable[str] | None = None, verify: str = "match") -> Result:
-    """What `optimize` would do to `model` and why it leaves the rest alone: see `Result.events`.
+def explain(model: Source, *, verify: str = "match", progress: Progress | None = None) -> Result:
+    """What `optimize` would do to `model`, and why it leaves the rest alone: see `Result.events`.
 
     Parameters
     ----------
-    model : path, onnx.ModelProto or onnx_ir.Model
-    fusions : names, optional
-        The fusions to try; they build on each other, so leaving some out may leave others without a match.
+    model, verify, progress
+        As for `optimize`.
     """
-    return optimize(model, fusions=fusions, verify=verify)
+    return optimize(model, verify=verify, progress=progress)
 
 
 def choose(fusions: Iterable[str] | None = None, skip: Iterable[str] = ()) -> tuple[Fusion, ...]:
@@ -212,7 +210,7 @@ class _Run:
                 self.progress("verifying matches", verifier.candidates, None)
                 return verifier(candidate)
 
-            events = rewrite(model, facts, fusions, verify=judged if verifier else None, body=_body(facts))
+            events = rewrite(model, facts, fusions, verify=judged if verifier else None, body=functions.body)
         with self._timed("tidy"):
             tidy(model, facts)
         with self._timed("check"):
@@ -279,16 +277,6 @@ class _Run:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def _body(facts: Facts) -> Callable[[ir.Node, int], ir.Function]:
-    """Makes function bodies; dtypes and ranks come from `facts` where the model does not state them."""
-
-    def body(node: ir.Node, opset: int) -> ir.Function:
-        soundness.describe(node, facts)
-        return functions.body(node, opset)
-
-    return body
 
 
 def _library() -> Path | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable():
-    """A terminated process still removes its temporary files."""
+    """A terminated process still removes its temporary files; threads other than the first get no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -119,7 +124,7 @@ def _explain(options: argparse.Namespace) -> int:
     if options.fusion is not None:
         api.choose([options.fusion])
     with _progress() as progress:
-        result = api.optimize(options.model, verify=options.verify, progress=progress)
+        result = api.explain(options.model, verify=options.verify, progress=progress)
     found = explanations(catalog.fusions(), result.events, name=options.fusion, node=options.node)
     if options.json:
         print(json.dumps([explanation.to_dict() for explanation in found], indent=2, default=str))
@@ -192,18 +197,18 @@ def _list(options: argparse.Namespace) -> int:
         return _documentation(console, options.name)
     console.print("fusions", style="bold")
     for fusion in fusions:
-        summary = fusion.documentation.partition("\n")[0]
+        summary = fusion.documentation.partition("\n")[0].rpartition(": ")[2]
         console.print(Text(f"  {fusion.name:<30}{fusion.stage:<12}{fusion.op or '':<16}{summary}"))
     console.print("operators of domain onnxfuse", style="bold")
     for operator in operators:
-        console.print(Text(f"  {operator:<30}{_summary(operator)}"))
+        summary = _operator_documentation(operator).partition("\n")[0].removeprefix(f"{operator}: ")
+        console.print(Text(f"  {operator:<30}{summary}"))
     return FINE
 
 
 def _documentation(console: Console, name: str) -> int:
     if name in functions.folders():
-        console.print(Text(functions.part(name, "function").__doc__ or ""))
-        console.print(Text(functions.part(name, "reference").__doc__ or ""))
+        console.print(Text(_operator_documentation(name)))
         return FINE
     (fusion,) = api.choose([name])
     module = sys.modules[fusion.module]
@@ -212,9 +217,8 @@ def _documentation(console: Console, name: str) -> int:
     return FINE
 
 
-def _summary(operator: str) -> str:
-    text = functions.part(operator, "reference").__doc__ or ""
-    return text.strip().partition("\n")[0]
+def _operator_documentation(operator: str) -> str:
+    return (importlib.import_module(functions.folders()[operator]).__doc__ or "").strip()
 
 
 # Words shared by the commands

@@ -267,6 +267,29 @@ def check_output(
             )
 
 
+def outline(model: ir.Model, limit: int) -> tuple[onnx.ModelProto, list[ir.Value]]:
+    """`model` as a message without the content of its large weights, and the initializers that have those.
+
+    Weights of more than `limit` bytes, and those in external files, refer to a file that does not exist.
+    """
+    left_out = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and (value.const_value.nbytes > limit or isinstance(value.const_value, ir.ExternalTensor))
+    ]
+    tensors = [value.const_value for value in left_out]
+    try:
+        for value, tensor in zip(left_out, tensors, strict=True):
+            value.const_value = ir.ExternalTensor(
+                "left-out", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name
+            )
+        return ir.to_proto(model), left_out
+    finally:
+        for value, tensor in zip(left_out, tensors, strict=True):
+            value.const_value = tensor
+
+
 def _goes_outside(tensor: ir.TensorProtocol, weights: str) -> bool:
     if tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALLEST_EXTERNAL:
         return False

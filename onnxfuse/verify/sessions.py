@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse import model_io
 from onnxfuse.errors import UsageError
 
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -89,25 +90,12 @@ class Session:
 
     def _message(self, model: ir.Model, options) -> bytes:
         """`model` serialised with its large weights left out and given to `options` instead."""
-        large = [
-            value
-            for value in model.graph.initializers.values()
-            if value.const_value is not None and value.const_value.nbytes > IN_MESSAGE
-        ]
-        tensors = [value.const_value for value in large]
-        try:
-            for value, tensor in zip(large, tensors, strict=True):
-                value.const_value = ir.ExternalTensor(
-                    "given", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name
-                )
-            message = ir.to_proto(model).SerializeToString()
-        finally:
-            for value, tensor in zip(large, tensors, strict=True):
-                value.const_value = tensor
-        if large:
-            self._weights = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
-            options.add_external_initializers([v.name for v in large], [ort_value(array) for array in self._weights])
-        return message
+        message, left_out = model_io.outline(model, IN_MESSAGE)
+        if left_out:
+            self._weights = [np.ascontiguousarray(value.const_value.numpy()) for value in left_out]
+            given = [ort_value(array) for array in self._weights]
+            options.add_external_initializers([value.name for value in left_out], given)
+        return message.SerializeToString()
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,297 @@
+"""The commands: what they write, print and return; and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_models import embedding_model, padded_model, written, written_outside
+
+import onnxfuse
+from onnxfuse import cli
+from onnxfuse.report import OutputCheck, Verification
+from onnxfuse.verify.bisect import guilty
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Status, standard output and standard error of a command."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return written(embedding_model(), tmp_path)
+
+
+def test_rewrite_writes_a_verified_model_and_its_report(capsys, tmp_path, model):
+    fused, report = tmp_path / "fused.onnx", tmp_path / "report.json"
+    status, out, err = run(capsys, "rewrite", model, "-o", fused, "--verify", "model", "--report", report)
+    assert (status, err) == (0, "")
+    assert "verification (model): passed" in out and "\x1b" not in out
+    proto = onnx.load(fused)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [node.op_type for node in proto.graph.node] == ["Gather", "RMSNorm", "MatMul"]
+    assert [(f.domain, f.name) for f in proto.functions] == [("onnxfuse", "RMSNorm")]
+    assert {entry.domain: entry.version for entry in proto.opset_import} == {"": 17, "onnxfuse": 1}
+    assert proto.ir_version >= 10
+    data = json.loads(report.read_text())
+    assert data["model"] == str(model) and data["output"] == str(fused) and data["target"] == "cpu"
+    assert data["fused"] == {"RMSNorm": 1} and data["nodes"] == {"before": 8, "after": 3}
+    assert data["verification"]["passed"] and data["verification"]["outputs"][0]["name"] == "logits"
+    assert set(data["seconds"]) == {"load", "normalise", "rewrite", "tidy", "check", "verify", "write"}
+
+
+def test_the_interface_is_kept_to_the_letter(capsys, tmp_path, model):
+    run(capsys, "rewrite", model, "-o", tmp_path / "fused.onnx")
+    before, after = onnx.load(model).graph, onnx.load(tmp_path / "fused.onnx").graph
+    assert before.input == after.input and before.output == after.output
+
+
+def test_fused_nodes_state_their_origin_and_their_outputs_type(capsys, tmp_path, model):
+    run(capsys, "rewrite", model, "-o", tmp_path / "fused.onnx")
+    graph = onnx.load(tmp_path / "fused.onnx").graph
+    (node,) = [node for node in graph.node if node.domain == "onnxfuse"]
+    metadata = {entry.key: entry.value for entry in node.metadata_props}
+    assert metadata["onnxfuse.fusion"] == "rms_norm" and "divide" in metadata["onnxfuse.replaced"]
+    (info,) = [info for info in graph.value_info if info.name == node.output[0]]
+    assert info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [d.dim_value or d.dim_param for d in info.type.tensor_type.shape.dim][-1] == 8
+
+
+def test_rewriting_twice_changes_nothing_the_second_time(capsys, tmp_path, model):
+    once, twice, again = (tmp_path / name for name in ("once.onnx", "twice.onnx", "again.onnx"))
+    run(capsys, "rewrite", model, "-o", once)
+    run(capsys, "rewrite", once, "-o", twice)
+    run(capsys, "rewrite", model, "-o", again)
+    assert once.read_bytes() == twice.read_bytes() == again.read_bytes()
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path, model):
+    status, out, _ = run(capsys, "rewrite", model, "--dry-run")
+    assert status == 0 and "RMSNorm" in out and names(tmp_path) == ["model.onnx"]
+
+
+def test_skipped_fusions_are_not_applied(capsys, tmp_path, model):
+    status, out, _ = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--skip", "rms_norm")
+    assert status == 0 and "nothing fused" in out
+    assert onnxfuse.optimize(model, fusions=["swiglu"]).report.fused == {}
+
+
+def test_a_required_fusion_that_is_absent_fails_and_writes_only_the_report(capsys, tmp_path, model):
+    report = tmp_path / "report.json"
+    options = ("-o", tmp_path / "out.onnx", "--require", "rms_norm,swiglu", "--report", report)
+    status, _, err = run(capsys, "rewrite", model, *options)
+    assert status == 1
+    assert err == "onnxfuse: required and not found in the model: swiglu; nothing was written\n"
+    assert names(tmp_path) == ["model.onnx", "report.json"]
+    assert run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--require", "rms_norm")[0] == 0
+
+
+def test_a_model_that_differs_is_not_written_and_its_fusion_named(capsys, tmp_path, model, monkeypatch):
+    def differs_if_fused(original, fused, **options):
+        is_fused = any(node.domain == "onnxfuse" for node in fused.graph)
+        return Verification("model", not is_fused, (OutputCheck("logits", 1.0, 1.0, 2e-3, not is_fused),))
+
+    monkeypatch.setattr("onnxfuse.api.validate", differs_if_fused)
+    report = tmp_path / "report.json"
+    status, out, err = run(
+        capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--verify", "model", "--report", report
+    )
+    assert status == 1 and "--skip rms_norm" in err and "the difference comes from rms_norm" in out
+    assert names(tmp_path) == ["model.onnx", "report.json"]
+    assert json.loads(report.read_text())["verification"]["guilty"] == ["rms_norm"]
+
+
+def test_optimize_leaves_its_argument_alone():
+    proto = embedding_model()
+    before = proto.SerializeToString()
+    ir_model = onnxfuse.model_io.load(embedding_model())
+    for source in (proto, ir_model):
+        result = onnxfuse.optimize(source)
+        assert result.report.fused == {"RMSNorm": 1} and result.model is not source
+    assert proto.SerializeToString() == before
+    assert [node.op_type for node in ir_model.graph] == [node.op_type for node in proto.graph.node]
+
+
+BAD_OPTIONS = [
+    (["--skip", "rms_nrom"], "there is no fusion 'rms_nrom': did you mean rms_norm?"),
+    (["--fusions", "zzz"], "there is no fusion 'zzz': known are"),
+    (["--require", "zzz"], "there is no fusion 'zzz': known are"),
+    (["--target", "tpu"], "invalid choice: 'tpu'"),
+    (["--verify", "all"], "invalid choice: 'all'"),
+    (["--level", "layer"], "invalid choice: 'layer'"),
+    (["--weights", "link"], "invalid choice: 'link'"),
+    (["--report", "missing/report.json"], "its folder does not exist"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_an_impossible_option_is_refused_and_nothing_written(capsys, tmp_path, model, options, message):
+    status, _, err = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", *options)
+    assert status == 2 and message in err and "Traceback" not in err
+    assert names(tmp_path) == ["model.onnx"]
+
+
+def text_file(folder: Path) -> Path:
+    (folder / "model.onnx").write_text("not a model\n" * 100)
+    return folder / "model.onnx"
+
+
+def truncated(folder: Path) -> Path:
+    path = written(embedding_model(), folder)
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def without_its_weights(folder: Path) -> Path:
+    path = written_outside(embedding_model(), folder)
+    (folder / "weights.bin").unlink()
+    return path
+
+
+def escaping(folder: Path) -> Path:
+    path = written_outside(embedding_model(), folder)
+    path.write_bytes(path.read_bytes().replace(b"weights.bin", b"../secret.b"))
+    return path
+
+
+BAD_MODELS = [
+    (text_file, "is not an ONNX model"),
+    (truncated, "is cut short or damaged"),
+    (without_its_weights, "weights.bin is missing"),
+    (escaping, "points outside the model's folder"),
+    (lambda folder: folder / "nothing.onnx", "does not exist"),
+    (lambda folder: folder, "is a folder"),
+]
+
+
+@pytest.mark.parametrize("command", ["rewrite", "explain", "validate", "bench", "view"])
+@pytest.mark.parametrize(("make", "message"), BAD_MODELS)
+def test_an_unreadable_model_gets_one_line_and_status_2(capsys, tmp_path, command, make, message):
+    path = make(tmp_path)
+    before = names(tmp_path)
+    rest = {"rewrite": ["-o", tmp_path / "out.onnx"], "validate": [path], "bench": [path]}.get(command, [])
+    status, out, err = run(capsys, command, path, *rest)
+    assert (status, out) == (2, "")
+    assert err.startswith("onnxfuse: ") and message in err and err.count("\n") == 1
+    assert names(tmp_path) == before
+
+
+def test_output_in_a_missing_folder_and_over_the_input_are_refused(capsys, tmp_path, model):
+    before = model.read_bytes()
+    status, _, err = run(capsys, "rewrite", model, "-o", tmp_path / "missing" / "out.onnx")
+    assert status == 2 and "missing does not exist" in err and err.count("\n") == 1
+    status, _, err = run(capsys, "rewrite", model, "-o", model)
+    assert status == 2 and "is the input model" in err
+    assert model.read_bytes() == before and names(tmp_path) == ["model.onnx"]
+
+
+def test_an_output_is_needed(capsys, model):
+    status, _, err = run(capsys, "rewrite", model)
+    assert status == 2 and "-o OUT" in err
+
+
+def test_an_internal_error_is_one_line_unless_debugged(capsys, tmp_path, model, monkeypatch):
+    def broken(*arguments, **options):
+        raise KeyError("oops")
+
+    monkeypatch.setattr("onnxfuse.api.normalise", broken)
+    status, _, err = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx")
+    assert status == 2 and "internal error, KeyError" in err and err.count("\n") == 1
+    with pytest.raises(KeyError):
+        run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--debug")
+
+
+def test_explain_counts_every_fusion_and_filters_places(capsys, model):
+    status, out, _ = run(capsys, "explain", model)
+    lines = out.splitlines()
+    assert status == 0
+    assert any(line.startswith("rms_norm ") and "1 fused" in line and "rms_norm.py" in line for line in lines)
+    assert any(line.startswith("swiglu ") and "never matched" in line for line in lines)
+    status, out, _ = run(capsys, "explain", model, "--fusion", "rms_norm", "--node", "RMSNorm*", "--json")
+    (entry,) = json.loads(out)
+    assert status == 0 and entry["fused"] == 1 and entry["events"][0]["outcome"] == "fused"
+    assert "nothing was fused" in run(capsys, "explain", model, "--node", "no such node")[1]
+    assert run(capsys, "explain", model, "--fusion", "rms")[0] == 2
+
+
+def test_validate_passes_on_equal_models_and_fails_on_different_ones(capsys, tmp_path, model):
+    other = written(embedding_model(scale=1.01), tmp_path, "other.onnx")
+    status, out, _ = run(capsys, "validate", model, model)
+    assert status == 0 and "passed" in out
+    status, out, _ = run(capsys, "validate", model, other)
+    assert status == 1 and "FAILED" in out and "DIFFERS" in out and "logits" in out
+    status, out, _ = run(capsys, "validate", model, other, "--tolerance", "0.05", "--json")
+    assert status == 0 and json.loads(out)["passed"] is True
+    assert run(capsys, "validate", model, other, "--tolerance", "-1")[0] == 2
+
+
+def test_validate_compares_padded_batches_on_visible_tokens(capsys, tmp_path):
+    original = written(padded_model(), tmp_path)
+    leaking = written(padded_model(leak=1.0), tmp_path, "leaking.onnx")
+    assert run(capsys, "validate", original, leaking)[0] == 0
+
+
+def test_bench_times_both_models_and_prints_rows(capsys, tmp_path, model):
+    fused = tmp_path / "fused.onnx"
+    run(capsys, "rewrite", model, "-o", fused)
+    status, out, _ = run(capsys, "bench", model, fused, "--prompt", "1,8", "--past", "0", "--repeat", "3", "--json")
+    rows = json.loads(out)
+    assert status == 0 and [(row["prompt"], row["past"]) for row in rows] == [(1, 0), (8, 0)]
+    for row in rows:
+        assert row["repeats"] == 3 and 0 < row["fused_min"] <= row["fused"]
+        assert row["ratio"] == pytest.approx(row["original"] / row["fused"])
+    status, out, _ = run(capsys, "bench", model, fused, "--prompt", "2", "--past", "0", "--repeat", "3")
+    assert status == 0 and "tokens/s" in out
+    assert run(capsys, "bench", model, fused, "--prompt", "zero")[0] == 2
+
+
+def test_list_shows_fusions_operators_and_their_documentation(capsys):
+    status, out, _ = run(capsys, "list")
+    assert status == 0 and "rms_norm" in out and "RMSNorm" in out
+    assert "mean" in run(capsys, "list", "rms_norm")[1]
+    assert "sqrt" in run(capsys, "list", "RMSNorm")[1]
+    assert run(capsys, "list", "nothing")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["rewrite", "explain", "validate", "bench", "view", "list"])
+def test_every_command_explains_itself(capsys, command):
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0 and "usage: onnxfuse" in out and "--debug" in out
+
+
+def test_the_guilty_fusions_are_a_smallest_set():
+    def needs(*bad: str):
+        return lambda skipped: set(bad) <= skipped
+
+    fusions = [f"f{index}" for index in range(9)]
+    assert guilty(fusions, needs("f3")) == ["f3"]
+    assert sorted(guilty(fusions, needs("f1", "f7"))) == ["f1", "f7"]
+    assert sorted(guilty(fusions, needs(*fusions))) == fusions
+    assert guilty(fusions, lambda skipped: False) == []
+
+
+def test_a_fused_model_runs_with_and_without_the_library(tmp_path, model):
+    pytest.importorskip("onnxruntime")
+    import onnxruntime
+
+    onnxfuse.optimize(model, tmp_path / "fused.onnx")
+    feed = {"input_ids": np.array([[1, 2, 3]])}
+    expected = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+    plain = onnxruntime.InferenceSession(tmp_path / "fused.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(plain.run(None, feed)[0], expected, rtol=1e-5, atol=1e-6)  # ten float32 roundings
+    kernel = onnxfuse.session(tmp_path / "fused.onnx").run(None, feed)[0]
+    np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-6)
