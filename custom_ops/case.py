@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+
 from onnxfuse.custom_ops.body import DOMAIN
 
 DTYPES = {

@@ -8,6 +8,7 @@ import pkgutil
 from types import ModuleType
 
 import onnx_ir as ir
+
 import onnxfuse.custom_ops
 from onnxfuse.custom_ops.body import Body
 

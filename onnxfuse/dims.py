@@ -106,8 +106,13 @@ def symbol(name: str) -> Dim:
 
 
 def runtime_value(name: str) -> Dim:
-    """An integer that a run of the model provides: of either sign. Its symbol is `name()`, never a size's."""
-    return Dim({(Atom("value", (f"{name}()",)),): 1})
+    """An integer that a run of the model provides: of either sign."""
+    return Dim({(Atom("value", (value_symbol(name),)),): 1})
+
+
+def value_symbol(name: str) -> str:
+    """The symbol of the integer that input `name` holds; a size may have that name too."""
+    return f"{name}()"
 
 
 def _operation(op: str, *args: Size) -> Dim:

@@ -100,9 +100,12 @@ def attended(new, m, given, *, scale, softcap=0.0, causal=False):
     k = flat_rows(new, m.k, m.k_rows, m.K * m.D, dtype(m))
     v = flat_rows(new, m.v, m.v_rows, m.K * m.E, dtype(m))
     closed, bias = understood(new, m, given)
+    padding = closed.padding
+    if padding is not None and m.facts.dtype(padding).is_floating_point():
+        padding = new.onnx.Cast(padding, to="bool")
     wants_present = m.past_key is not None or any(read_elsewhere(value, m) for value in m.outputs[1:])
     results = new.Attention(
-        *(q, k, v, m.past_key, m.past_value, closed.padding, bias),
+        *(q, k, v, m.past_key, m.past_value, padding, bias),
         num_heads=m.N,
         kv_num_heads=m.K,
         scale=scale,

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfuse import operators, parameters
+from onnxfuse.dims import Dim, equal
 from onnxfuse.facts import Facts
 from onnxfuse.pattern import Accepts, Attribute, Const, Guard, Input, Node, Pattern
 
@@ -95,8 +96,16 @@ def capture(pattern: Input, value: ir.Value, facts: Facts) -> Mismatch | None:
     return None
 
 
+def _may_be_equal(a: object, b: object) -> bool:
+    symbolic = isinstance(a, Dim) or isinstance(b, Dim)
+    return symbolic and isinstance(a, (int, Dim)) and isinstance(b, (int, Dim)) and equal(a, b) is None
+
+
 def dimension(pattern: Input, position: int, bound: dict[object, object], dim: object) -> Mismatch | None:
-    """Compare one known dimension with its name's binding. An unbound name agrees with anything."""
+    """Compare one known dimension with its name's binding; two sizes agree unless they are known to differ.
+
+    Exporters give one size several symbols; where they must be equal, the graph could not run otherwise.
+    """
     name = pattern.dims[position]
     if isinstance(name, int):
         expected: object = name
@@ -106,7 +115,7 @@ def dimension(pattern: Input, position: int, bound: dict[object, object], dim: o
         expected = bound.get(("dim", name[0]), dim)
     else:
         expected = bound.get(("dim", name), dim)
-    if expected == dim:
+    if expected == dim or _may_be_equal(expected, dim):
         return None
     label = name if isinstance(name, str) else f"{name[0]}|1" if isinstance(name, tuple) else str(name)
     return Mismatch(f"dimension {label} of {pattern.name}", expected, dim)

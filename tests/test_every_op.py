@@ -11,10 +11,10 @@ import onnx
 import onnx.reference
 import onnx_ir as ir
 import pytest
-from onnxfuse.custom_ops.case import Case, feed, single_node_model
-from onnxfuse.custom_ops.functions import body, folders, part
 
 import onnxfuse
+from onnxfuse.custom_ops.case import Case, feed, single_node_model
+from onnxfuse.custom_ops.functions import body, folders, part
 
 CASES = [
     (operator, case) for operator in sorted(folders()) for case in part(operator, "cases").cases() if not case.benchmark

@@ -11,10 +11,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnxfuse.custom_ops.body import DOMAIN
-from onnxfuse.custom_ops.functions import body
 
 import onnxfuse
+from onnxfuse.custom_ops.body import DOMAIN
+from onnxfuse.custom_ops.functions import body
 
 
 def two_operators(with_functions: bool = True) -> ir.Model:

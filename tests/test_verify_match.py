@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxfuse.custom_ops import functions
 
 from onnxfuse import runtime
+from onnxfuse.custom_ops import functions
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.dsl import constant, fusion, op, scalar, tensor
 from onnxfuse.explain import Fused, Refused

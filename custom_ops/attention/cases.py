@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
 
 MASK = ("all", "left", "right", "holes", "blind")

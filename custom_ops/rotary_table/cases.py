@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+
 from onnxfuse.custom_ops.case import EPSILON, Case
 
 BENCHMARKS = [(1, 1, 64), (1, 2048, 64)]
