@@ -46,7 +46,8 @@ Padding read_padding(const U* mask, int64_t batch, int64_t length) {
     for (int64_t j = 0; j < length; ++j) shown += mask[j] != 0;
     if (shown < length) {
       while (first < length && mask[first] == 0) ++first;
-      while (last > first && mask[last - 1] == 0) --last;
+      while (last > 0 && mask[last - 1] == 0) --last;
+      first = std::min(first, last);
     }
     padding.visible.push_back({first, last, nullptr});
     if (shown == last - first) continue;

@@ -27,7 +27,7 @@ class Attend {
       : p_(problem), t_(task), m_(memory), rows_(task.rows()) {}
 
   void run() {
-    prepare_rows();
+    if (rows_ > 0) prepare_rows();
     segment(p_.key.past, p_.value.past, 0, p_.past, t_.copies && p_.key.moves(), t_.copies && p_.value.moves());
     segment(p_.key.fresh, p_.value.fresh, p_.past, p_.keys(), t_.copies && p_.key.present.data,
             t_.copies && p_.value.present.data);

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-
-import onnxfuse
 from onnxfuse.custom_ops.attention.cases import case
 from onnxfuse.custom_ops.case import DTYPES, Case, single_node_model
 from onnxfuse.custom_ops.functions import body
+
+import onnxfuse
 
 OUTPUTS = ["y", "present_key", "present_value"]
 MODELS = {"7b": ((32, 32), 128), "1b": ((32, 4), 64), "8b": ((32, 8), 128), "small": ((12, 12), 64)}
@@ -77,11 +77,11 @@ def exported(one: Case) -> onnx.ModelProto:
     """What torch.onnx.export makes of transformers' attention."""
 
     def cached(x: str, name: str) -> str:
-        own = f"{name}_own = Transpose <perm = [0, 2, 1, 3]> ({name}_heads)"
+        heads = f"{name}_heads = Reshape ({x}, by_kv_head)"
         if one.inputs["past_key"] is None:
-            return f"{name}_heads = Reshape ({x}, by_kv_head) {own.replace('_own', '').replace(name, f'present_{name}', 1)}"
+            return f"{heads} present_{name} = Transpose <perm = [0, 2, 1, 3]> ({name}_heads)"
         return (
-            f"{name}_heads = Reshape ({x}, by_kv_head) {own} "
+            f"{heads} {name}_own = Transpose <perm = [0, 2, 1, 3]> ({name}_heads) "
             f"present_{name} = Concat <axis = 2> (past_{name}, {name}_own)"
         )
 

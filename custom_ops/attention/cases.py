@@ -147,6 +147,39 @@ def cases() -> Iterator[Case]:
 def refused() -> Iterator[tuple[Case, str]]:
     """Inputs that the kernel refuses, and what it says."""
     good = case(batch=2, new=3, past=4)
-    yield replace(good, inputs={**good.inputs, "k": Random((1, 3, 64))}, name="batch"), "k does not have the batch 2"
-    yield replace(good, attributes={"num_heads": 4, "kv_num_heads": 3}, name="heads"), "kv_num_heads is 3, expected"
-    yield replace(good, attributes={"num_heads": 4}, name="no heads"), "attribute kv_num_heads is missing"
+    buffer = shared(batch=2, length=6, room=8, new=2)
+
+    def bad(like: Case = good, *, attributes: dict[str, float] | None = None, **inputs) -> Case:
+        changed = ", ".join([*inputs, *(attributes or {})])
+        inputs, attributes = {**like.inputs, **inputs}, {**like.attributes, **(attributes or {})}
+        return replace(like, inputs=inputs, attributes=attributes, name=f"bad {changed}")
+
+    yield bad(attributes={"kv_num_heads": 3}), "num_heads is 4 and kv_num_heads is 3, expected"
+    without = {name: value for name, value in good.attributes.items() if name != "kv_num_heads"}
+    yield replace(good, attributes=without, name="no heads"), "attribute kv_num_heads is missing"
+    yield bad(q=Random((2, 3, 63))), "q is [2,3,63], expected [B, S, 4 * size] or [B, 4, S, size]"
+    yield bad(q=Random((6, 64))), "q is [6,64], expected [B, S, 4 * size]"
+    yield bad(q=Random((2, 5, 3, 16))), "q is [2,5,3,16], expected [B, S, 4 * size] or [B, 4, S, size]"
+    yield bad(k=Random((1, 3, 64))), "k does not have the batch 2"
+    yield bad(k=Random((2, 3, 32))), "k does not have the batch 2 and head size 16 of q"
+    yield bad(v=Random((2, 2, 64))), "v does not have the batch 2 and length 3 of k"
+    yield bad(past_value=None), "past_key and past_value must both be given, or neither"
+    yield bad(past_key=Random((2, 4, 4, 8))), "past_key is [2,4,4,8], expected [2, 4, P, 16]"
+    yield bad(past_key=Random((2, 4, 64))), "past_key is [2,4,64], expected [2, 4, P, 16]"
+    yield bad(past_value=Random((2, 4, 5, 16))), "past_value is [2,4,5,16], expected [2,4,4,16]"
+    yield (
+        bad(attention_mask=np.ones((2, 6), np.int64)),
+        "attention_mask is [2,6], expected [2, 7]: 4 past keys and 3 new",
+    )
+    yield bad(attention_mask=np.ones((1, 7), np.int64)), "attention_mask is [1,7], expected [2, L]"
+    yield bad(attention_mask=np.ones((2, 7), np.float32)), "attention_mask is float32, expected int64, int32 or bool"
+    yield (
+        bad(bias=Random((2, 4, 3, 8))),
+        "bias is [2,4,3,8], expected [2,4,3,7] or 1 in place of any of the first three",
+    )
+    yield bad(bias=Random((4, 3, 7))), "bias is [4,3,7], expected [2,4,3,7]"
+    yield bad(bias=Random((2, 4, 3, 7), "float16")), "an input is float16, expected float32"
+    yield bad(buffer, attention_mask=None), "shared_cache needs attention_mask"
+    yield bad(buffer, past_key=None, past_value=None), "shared_cache needs past_key and past_value"
+    yield bad(buffer, attention_mask=np.ones((2, 9), np.int64)), "shows keys up to 9, expected at least the 2 new ones"
+    yield bad(buffer, attention_mask=np.zeros((2, 5), np.int64)), "shows keys up to 0, expected at least"
