@@ -29,6 +29,7 @@ class Facts:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.opset = model.opset_imports.get("", 1)
+        self.memory: dict[object, dict] = {}  # what other modules found out about values, by the function that did
         self._facts: dict[ir.Value, Fact] = {}
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:

@@ -24,6 +24,7 @@ HIDDEN = -9999.0  # added to a score, this or less leaves a weight of exactly ze
 SETTINGS = 6  # random sizes tried
 SMALL_WINDOW = 7  # windows up to this size show in those
 STATIC_RUNS = 3  # paddings tried where the model leaves no size open
+WRITTEN = 4  # elements up to which a constant may be a window; larger ones are indices and tables
 LARGEST = 1 << 20  # a constant up to this size in the mask's subgraph is taken for a possible window
 SCORES = 1 << 22  # scores of the largest mask that is evaluated
 
@@ -60,6 +61,13 @@ def recognise(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> M
 
     `sizes` are B, S and L of the scores that it is added to.
     """
+    known = facts.memory.setdefault(recognise, {})
+    if (mask, sizes) not in known:
+        known[mask, sizes] = _recognise(mask, sizes, facts)
+    return known[mask, sizes]
+
+
+def _recognise(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> Mask | None:
     if mask.is_graph_input():
         return None
     behind = cone(mask, facts)
@@ -124,11 +132,16 @@ class _Trial:
         found: set[int] = set()
         for value in self.behind.constants:
             constant = self.facts.constant(value)
-            if constant is not None and constant.dtype.kind in "iuf":
+            if constant is not None and constant.size <= WRITTEN and constant.dtype.kind in "iuf":
                 entries = constant.astype(np.float64).reshape(-1)
                 sizes = np.abs(entries[entries > HIDDEN])
                 found.update(int(e) for e in sizes if SMALL_WINDOW < e <= LARGEST and e == int(e))
         return found
+
+    def windows(self) -> list[int]:
+        """Windows to compare with, none first: with one, only a size beyond it tells it apart."""
+        written = self._candidate_windows()
+        return [0, *range(1, SMALL_WINDOW + 1), *sorted(written | {w + 1 for w in written})]
 
     def run(self, sizes: Mapping[str, int], seed: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The mask [B, N, S, L] as booleans (True: visible), and the padding that was fed."""
@@ -173,53 +186,32 @@ def visibility(mask: np.ndarray) -> np.ndarray:
 
 def _fit(trial: _Trial) -> Mask | None:
     """The closed form that agrees with the subgraph on all settings."""
-    found: Mask | None = None
-    runs = 0
-    candidates: list[Mask] | None = None
+    observations: list[tuple[np.ndarray, np.ndarray | None]] = []
     for seed, sizes in enumerate(trial.settings()):
         try:
             queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
             if queries * keys > SCORES:
                 return None  # a window that cannot be tried cannot be ruled out
             seen, padding = trial.run(sizes, seed)
-        except KeyError:
-            return None  # a size that cannot be chosen
         except RuntimeError:
             continue  # these sizes do not fit together
-        except ValueError:
-            return None
+        except (KeyError, ValueError):
+            return None  # a size that cannot be chosen, or a mask that does more than hide keys
         if seen.shape[2] not in (1, queries) or seen.shape[3] not in (1, keys):
             return None
         batch = max(seen.shape[0], 1 if padding is None else padding.shape[0])
         if padding is not None and (padding.shape[1] != keys or seen.shape[0] not in (1, padding.shape[0])):
             return None
-        seen = np.broadcast_to(seen, (batch, seen.shape[1], queries, keys))
-        runs += 1
-        if candidates is None:
-            candidates = _candidates(trial)
-        candidates = [c for c in candidates if _agrees(c, seen, padding)]
-        if not candidates:
-            return None
-    if runs < 3 and not _static(trial):
+        observations.append((np.broadcast_to(seen, (batch, seen.shape[1], queries, keys)), padding))
+    if len(observations) < (STATIC_RUNS if _static(trial) else 3):
         return None
-    if candidates:
-        found = candidates[0]
-    return found
+    forms = (Mask(causal, window, trial.padding) for window in trial.windows() for causal in (False, True))
+    return next((form for form in forms if all(_agrees(form, *o) for o in observations)), None)
 
 
-def _candidates(trial: _Trial) -> list[Mask]:
-    """Closed forms, the most general first: with a window only one that some size exceeded can be told apart."""
-    windows = [
-        0,
-        *range(1, SMALL_WINDOW + 1),
-        *sorted(trial._candidate_windows() | {w + 1 for w in trial._candidate_windows()}),
-    ]
-    return [Mask(causal, w, trial.padding) for w in windows for causal in (False, True)]
-
-
-def _agrees(candidate: Mask, seen: np.ndarray, padding: np.ndarray | None) -> bool:
+def _agrees(form: Mask, seen: np.ndarray, padding: np.ndarray | None) -> bool:
     batch, _, queries, keys = seen.shape
-    expected = candidate.visible(batch, queries, keys, padding)
+    expected = form.visible(batch, queries, keys, padding)
     readable = expected.any(axis=-1)  # a row that sees nothing is undefined
     return bool((seen == expected[:, None]).transpose(0, 2, 1, 3)[readable].all())
 

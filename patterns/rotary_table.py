@@ -8,31 +8,30 @@ The exporters write the outer product as Mul (torch 2.13 dynamo) or as MatMul an
 Numerics: the same product, cosine and sine in float32.
 """
 
+import numpy as np
+
 from onnxfuse.dsl import any_of, constant, fusion, maybe, one_of, op, scalar, tensor
 
 
-def column(positions):
-    """positions [B, S] as float32 [B, S, 1]"""
-    return op.Cast(op.Unsqueeze(positions, axes=[2]), to="float32") | op.Unsqueeze(
-        op.Cast(positions, to="float32"), axes=[2]
+def outer_factor(positions, line, axis):
+    """Positions [B, S], or a line of them [S], as float32 with a new axis of size one at `axis` of three."""
+    spread = any_of(op.Unsqueeze(positions, axes=[axis]), op.Unsqueeze(line, axes=sorted([0, axis])))
+    early = any_of(
+        op.Unsqueeze(op.Cast(positions, to="float32"), axes=[axis]),
+        op.Unsqueeze(op.Cast(line, to="float32"), axes=sorted([0, axis])),
     )
-
-
-def row(positions):
-    """positions [B, S] as float32 [B, 1, S]"""
-    return op.Cast(op.Unsqueeze(positions, axes=[1]), to="float32") | op.Unsqueeze(
-        op.Cast(positions, to="float32"), axes=[1]
-    )
+    return op.Cast(spread, to="float32") | early
 
 
 @fusion(stage="rotary", op="RotaryTable", tolerance={"float32": 1e-5})
-def rotary_table(positions=tensor("B S"), frequencies=constant(), scale=scalar()):
+def rotary_table(positions=tensor("B S"), line=tensor("S"), frequencies=constant(), scale=scalar()):
     """Rotary table: cos and sin of position * inv_freq, times the attention scaling."""
     spread = maybe.Expand(frequencies, ...)
+    column, row = outer_factor(positions, line, 2), outer_factor(positions, line, 1)
     angle = any_of(
-        column(positions) * frequencies,
-        op.MatMul(column(positions), spread),
-        op.Transpose(op.MatMul(spread, row(positions)), perm=[0, 2, 1]),
+        column * frequencies,
+        op.MatMul(column, spread),
+        op.Transpose(op.MatMul(spread, row), perm=[0, 2, 1]),
     )
     angles = one_of("width", full=op.Concat(angle, angle, axis=-1), half=angle)
     cos, sin = op.Cos(angles), op.Sin(angles)
@@ -45,15 +44,17 @@ def outer_product(m):
     shape = m.frequencies.shape
     yield shape is not None and sum(s != 1 for s in shape) <= 1, "inv_freq is {m.frequencies}: more than one axis"
     yield m.frequencies.constant is not None, "inv_freq is {m.frequencies}: too large to be one"
-    expected = (*m.positions.shape, m.frequencies.constant.size * (2 if m.width == "full" else 1))
+    batch_and_length = m.positions.shape if m.positions is not None else (1, *m.line.shape)
+    expected = (*batch_and_length, m.frequencies.constant.size * (2 if m.width == "full" else 1))
     yield m.facts.shape(m.outputs[0]) == expected, f"the table is {m.facts.shape(m.outputs[0])}, expected {expected}"
 
 
 @rotary_table.rewrite
 def fused(new, m):
-    positions = m.positions.value
-    if m.positions.dtype != "int64":
-        positions = new.onnx.Cast(positions, to="int64")
+    given = m.positions or m.line
+    positions = given.value if given.dtype == "int64" else new.onnx.Cast(given, to="int64")
+    if m.positions is None:
+        positions = new.onnx.Unsqueeze(positions, np.array([0]))
     frequencies = new.constant(m.frequencies.constant.reshape(-1), "inv_freq")
     cos, sin = new.RotaryTable(positions, frequencies, scale=m.scale, outputs=2)
     if m.width == "half":
