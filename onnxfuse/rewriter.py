@@ -51,7 +51,8 @@ def rewrite(
     verify
         Called with every candidate before it enters the graph; a text refuses it and is the reason reported.
     body
-        Makes the function body of a new node of domain `onnxfuse`, given the model's opset version.
+        Makes the function body of a new node of domain `onnxfuse`, given the model's opset version; `facts` then know
+        the node's inputs and those of its outputs that replace a value.
     explain
         Look for near misses at the end of each stage.
     step_limit
@@ -212,29 +213,19 @@ class _Run:
             new_nodes=new.nodes,
             constants=new.constants,
         )
+        for old, made in pairs:
+            if made.producer() in new.nodes:
+                self.facts.assign(made, like=old)
         candidate.removed = removable(match.nodes, match.root.graph, candidate.outputs)
         return candidate
 
     def _give_bodies(self, candidate: Candidate) -> None:
-        """Attach the function bodies; they are made for the dtypes and ranks of the node's values, so declare those."""
-        for old, made in zip(candidate.outputs, candidate.new_outputs, strict=True):
-            self.facts.assign(made, like=old)
         opset = self.model.graph.opset_imports.get(operators.STANDARD, 1)
         for node in candidate.new_nodes:
             if node.domain == operators.OWN:
-                for value in (*node.inputs, *node.outputs):
-                    if value is not None:
-                        self._declare(value)
                 function = self.body(node, opset)
                 node.overload = function.overload
                 candidate.functions.append(function)
-
-    def _declare(self, value: ir.Value) -> None:
-        dtype, shape = self.facts.dtype(value), self.facts.shape(value)
-        if value.type is None and dtype is not None:
-            value.type = ir.TensorType(dtype)
-        if value.shape is None and shape is not None:
-            value.shape = ir.Shape([size if isinstance(size, int) else None for size in shape])
 
     def _apply(self, candidate: Candidate, root: ir.Node) -> Sequence[ir.Node]:
         past = max((self.lineage.get(node, ()) for node in candidate.removed), key=len, default=())
@@ -246,7 +237,7 @@ class _Run:
         for key in [key for key in self.refused if key[1] in set(candidate.removed)]:
             if key[0] == candidate.fusion.name:
                 del self.refused[key]
-        splice(candidate, self.model, self.facts, self.order, self.names)
+        splice(candidate, self.model, self.order, self.names)
         self.lineage.update(dict.fromkeys(candidate.new_nodes, lineage))
         main = node_text(candidate.new_nodes[-1]) if candidate.new_nodes else candidate.new_outputs[0].name
         self.fused.append(Fused(candidate.fusion.name, main, replaced))

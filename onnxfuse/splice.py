@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxfuse import operators
-from onnxfuse.facts import Facts
 from onnxfuse.fusion import Fusion, Match, node_text
 from onnxfuse.order import Order
 
@@ -146,7 +145,7 @@ def _path(node: ir.Node) -> list[str]:
     return [inner.removeprefix(outer).lstrip(".") for outer, inner in itertools.pairwise(["", *scopes])]
 
 
-def splice(candidate: Candidate, model: ir.Model, facts: Facts, order: Order, names: Names) -> None:
+def splice(candidate: Candidate, model: ir.Model, order: Order, names: Names) -> None:
     """Apply a candidate: insert, reconnect, name, remove what became dead."""
     prefix = scope(candidate.removed) or scope(candidate.nodes)
     origin = _replaced_text(candidate.removed)
@@ -168,7 +167,6 @@ def splice(candidate: Candidate, model: ir.Model, facts: Facts, order: Order, na
     removed = set(candidate.removed)
     for old, new in zip(candidate.outputs, new_outputs, strict=True):
         if new.producer() in candidate.new_nodes:
-            facts.assign(new, like=old)
             new.type, new.shape, name = old.type, old.shape, old.name
             old.name = None if old.producer() in removed else names.unique(f"{name}_unfused")
             new.name = name

@@ -333,14 +333,13 @@ class TestBodies:
         assert [function.identifier() for function in seen] == [("onnxfuse", "NegExp", "opset18")]
         assert not model.functions
 
-    def test_the_body_is_given_a_node_whose_values_have_types(self):
-        given = {}
+    def test_facts_know_the_values_around_the_node_that_a_body_is_made_for(self):
+        model = model_of("c = Cast<to=10>(x) n = Neg(c) e = Exp(n) y = Cast<to=1>(e)")
+        facts, given = Facts(model), []
 
         def body(node, opset):
-            for value in (*node.inputs, *node.outputs):
-                given[value.name] = (value.dtype, None if value.shape is None else len(value.shape))
+            given.extend((facts.dtype(value), facts.shape(value)) for value in (*node.inputs, *node.outputs))
             return self.body(node, opset)
 
-        model = model_of("c = Cast<to=10>(x) n = Neg(c) e = Exp(n) y = Cast<to=1>(e)")
-        run(model, neg_exp(), body=body)
-        assert given == {"c": (ir.DataType.FLOAT16, 3), None: (ir.DataType.FLOAT16, 3)}
+        rewrite(model, facts, [neg_exp()], body=body)
+        assert given == [(ir.DataType.FLOAT16, (2, 3, 8))] * 2
