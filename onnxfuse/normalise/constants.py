@@ -39,9 +39,10 @@ def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
     if node.op_type == "Shape":
         return None
     key = (site.facts.dtype(output), site.facts.shape(output), tuple(content))
-    first = site.sizes.setdefault(key, output)
-    if first is not output:
+    first = site.sizes.get(key)
+    if first is not None and first is not output and first.producer().graph is not None:  # None: it died meanwhile
         return first
+    site.sizes[key] = output
     is_size = len(content) == 1 and site.facts.dtype(output) == ir.DataType.INT64
     source = _input_with_size(content[0], site) if is_size else None
     if source is None or _reads_input_shape(node):
