@@ -90,6 +90,8 @@ class Builder:
             return ir.AttrInt64(name, int(value))
         if isinstance(value, (float, np.floating)):
             return ir.AttrFloat32(name, float(value))
+        if isinstance(value, (list, tuple)) and all(isinstance(item, (int, np.integer)) for item in value):
+            return ir.AttrInt64s(name, [int(item) for item in value])
         return ir.convenience.convert_attributes({name: value})[0]
 
 

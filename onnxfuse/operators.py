@@ -13,7 +13,7 @@ COMMUTATIVE = frozenset({"Add", "Mul", "Min", "Max", "And", "Or", "Xor", "Equal"
 # Dear to compute: such a node must not stay beside the fused node that computes the same again.
 EXPENSIVE = frozenset(
     {"MatMul", "Gemm", "Conv", "ConvTranspose", "Softmax", "LogSoftmax", "Attention", "Einsum", "LSTM", "GRU", "RNN"}
-    | {"MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger"}
+    | {"MatMulInteger", "QLinearMatMul", "QLinearConv", "ConvInteger", "If", "Loop", "Scan"}
 )
 
 # Found all over a transformer: that a pattern's products and reshapes are there does not make a place look like it.

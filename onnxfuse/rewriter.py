@@ -16,7 +16,7 @@ from onnxfuse.facts import Facts
 from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, node_text, where_text
 from onnxfuse.matcher import STEP_LIMIT, StepLimitReached
 from onnxfuse.order import Order
-from onnxfuse.splice import Candidate, Names, obstacle, removable, splice
+from onnxfuse.splice import Candidate, Names, computed_twice, obstacle, removable, splice
 
 Verify = Callable[[Candidate], str | None]
 Body = Callable[[ir.Node, int], ir.Function]
@@ -167,6 +167,9 @@ class _Run:
             refusal = fusion.refusal(match)
             if refusal is not None:
                 return None, refusal
+            reason = computed_twice(match, removable(match, match.outputs), match.outputs)
+            if reason is not None:
+                return None, (reason, where_text(fusion.location))
             built = fusion.rewriting(new, match)
         except Refuse as refused:
             discard(new.nodes)
@@ -216,7 +219,7 @@ class _Run:
         for old, made in pairs:
             if made.producer() in new.nodes:
                 self.facts.assign(made, like=old)
-        candidate.removed = removable(match.nodes, match.root.graph, candidate.outputs)
+        candidate.removed = removable(match, candidate.outputs)
         return candidate
 
     def _give_bodies(self, candidate: Candidate) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -36,11 +36,11 @@ class Candidate:
     functions: list[ir.Function] = field(default_factory=list)
 
 
-def removable(nodes: Sequence[ir.Node], graph: ir.Graph, replaced: Iterable[ir.Value]) -> list[ir.Node]:
-    """Those of `nodes` that nothing needs any more once `replaced` are replaced."""
+def removable(match: Match, replaced: Iterable[ir.Value]) -> list[ir.Node]:
+    """The nodes of `match`, within its root's graph, that nothing needs any more once `replaced` are replaced."""
     replaced = set(replaced)
     removed: dict[ir.Node, None] = {}
-    pending = [node for node in nodes if node.graph is graph]
+    pending = [node for node in match.nodes if node.graph is match.root.graph]
     while True:
         free = [node for node in pending if all(_is_free(output, replaced, removed) for output in node.outputs)]
         if not free:
@@ -55,48 +55,59 @@ def _is_free(value: ir.Value, replaced: set[ir.Value], removed: dict[ir.Node, No
     return not value.is_graph_output() and all(use.node in removed for use in value.uses())
 
 
-def obstacle(candidate: Candidate, order: Order) -> str | None:
-    """Why the replacement must not be made: it would compute something dear twice, or read its own output."""
-    inputs = [value.name for value in candidate.outputs if value.producer() is None]
-    if inputs:
-        return f"{inputs[0]!r} is an input or constant of the model and cannot be replaced"
-    removed = set(candidate.removed)
-    # An expensive node may stay if another one it feeds has to: name the one whose own output is wanted elsewhere.
-    for node in candidate.nodes:
+def computed_twice(
+    match: Match, removed: Iterable[ir.Node], replaced: Iterable[ir.Value], new_nodes: Iterable[ir.Node] = ()
+) -> str | None:
+    """Why an expensive node of `match` would stay beside its replacement, None if none does.
+
+    A node that makes one of the pattern's outputs may stay: the rewrite knows that its value is wanted.
+    """
+    removed, replaced, new_nodes = set(removed), set(replaced), set(new_nodes)
+    for node in match.nodes:
         if node in removed or not operators.is_expensive(node):
             continue
-        if any(output in candidate.match.outputs for output in node.outputs):
-            continue
-        return f"{node.op_type} {node_text(node)!r} would be computed twice: {_reason_to_stay(node, candidate)}"
-    graph = candidate.match.root.graph
-    if any(value.producer().graph is not graph for value in candidate.outputs):
-        return "the outputs lie in different graphs"
-    if order.depend_on(_external_inputs(candidate), set(candidate.outputs), graph):
-        return "an input of the new node is computed from one of the outputs it replaces"
+        if not any(output in match.outputs for output in node.outputs):
+            reason = _reason_to_stay(node, match, replaced, new_nodes)
+            return f"{node.op_type} {node_text(node)!r} would be computed twice: {reason}"
     return None
 
 
-def _reason_to_stay(node: ir.Node, candidate: Candidate) -> str:
-    if node.graph is not candidate.match.root.graph:
+def _reason_to_stay(node: ir.Node, match: Match, replaced: set[ir.Value], new_nodes: set[ir.Node]) -> str:
+    """Who needs `node`: a user of its own or of a matched node that it feeds."""
+    if node.graph is not match.root.graph:
         return "it lies in an outer graph"
-    matched = set(candidate.nodes)
+    matched = set(match.nodes)
     reached, stack = {node}, [node]
     while stack:
-        current = stack.pop()
-        for output in current.outputs:
-            if output in candidate.outputs:
+        for output in stack.pop().outputs:
+            if output in replaced:
                 continue
             if output.is_graph_output():
                 return f"{output.name!r} is also a graph output"
             for use in output.uses():
-                if use.node in candidate.new_nodes:
+                if use.node in new_nodes:
                     return "the new node reads it too"
                 if use.node not in matched:
                     return f"{output.name!r} is also used by {use.node.op_type} {node_text(use.node)!r}"
-                if use.node in matched and use.node not in reached:
+                if use.node not in reached:
                     reached.add(use.node)
                     stack.append(use.node)
     raise AssertionError(f"{node_text(node)} stays in the graph for no reason")
+
+
+def obstacle(candidate: Candidate, order: Order) -> str | None:
+    """Why the replacement must not be made: it would compute something dear twice, or read its own output."""
+    for value in candidate.outputs:
+        if value.producer() is None:
+            return f"{value.name!r} is an input or constant of the model and cannot be replaced"
+        if value.producer().graph is not candidate.match.root.graph:
+            return "the outputs lie in different graphs"
+    reason = computed_twice(candidate.match, candidate.removed, candidate.outputs, candidate.new_nodes)
+    if reason is not None:
+        return reason
+    if order.depend_on(_external_inputs(candidate), set(candidate.outputs), candidate.match.root.graph):
+        return "an input of the new node is computed from one of the outputs it replaces"
+    return None
 
 
 def _external_inputs(candidate: Candidate) -> list[ir.Value]:
