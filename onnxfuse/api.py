@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 
 from onnxfuse import catalog, model_io, runtime, soundness
-from onnxfuse.custom_ops import functions
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.fusion import Fusion
@@ -210,7 +209,8 @@ class _Run:
                 self.progress("verifying matches", verifier.candidates, None)
                 return verifier(candidate)
 
-            events = rewrite(model, facts, fusions, verify=judged if verifier else None, body=functions.body)
+            judge = judged if verifier is not None else None
+            events = rewrite(model, facts, fusions, verify=judge, body=soundness.bodies(facts))
         with self._timed("tidy"):
             tidy(model, facts)
         with self._timed("check"):

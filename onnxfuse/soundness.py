@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 import onnx_ir as ir
 
 from onnxfuse import dims, model_io, operators
+from onnxfuse.custom_ops import functions
 from onnxfuse.facts import Facts
 from onnxfuse.verify.slices import IR_VERSION
 
@@ -27,8 +30,7 @@ def complete(model: ir.Model, facts: Facts) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         _mark(node, model, used)
         if node.domain == operators.OWN:
-            for value in node.outputs:
-                _describe(value, facts)
+            describe(node, facts)
     for name in [name for name in model.functions if name not in used and name[0] == operators.OWN]:
         del model.functions[name]
     domains = {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)}
@@ -37,12 +39,26 @@ def complete(model: ir.Model, facts: Facts) -> None:
         model.ir_version = max(model.ir_version, IR_VERSION)
 
 
-def _describe(value: ir.Value, facts: Facts) -> None:
-    dtype, shape = facts.dtype(value), facts.shape(value)
-    if value.type is None and dtype is not None:
-        value.type = ir.TensorType(dtype)
-    if value.shape is None and shape is not None:
-        value.shape = ir.Shape([_stated(size) for size in shape])
+def describe(node: ir.Node, facts: Facts) -> None:
+    """Write what is known of dtypes and shapes around `node` into its inputs and outputs."""
+    for value in (*node.inputs, *node.outputs):
+        if value is None:
+            continue
+        dtype, shape = facts.dtype(value), facts.shape(value)
+        if value.type is None and dtype is not None:
+            value.type = ir.TensorType(dtype)
+        if value.shape is None and shape is not None:
+            value.shape = ir.Shape([_stated(size) for size in shape])
+
+
+def bodies(facts: Facts) -> Callable[[ir.Node, int], ir.Function]:
+    """Makes the body of a new node, whose inputs' dtypes and ranks only `facts` may know: see `functions.body`."""
+
+    def body(node: ir.Node, opset: int) -> ir.Function:
+        describe(node, facts)
+        return functions.body(node, opset)
+
+    return body
 
 
 def _stated(size: dims.Size | None) -> int | str | None:

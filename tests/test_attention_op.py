@@ -7,11 +7,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+
+import onnxfuse
 from onnxfuse.custom_ops.attention.cases import MASK, case, padding, shared
 from onnxfuse.custom_ops.attention.reference import reference
 from onnxfuse.custom_ops.case import EPSILON, Case, Random, feed, single_node_model
-
-import onnxfuse
 
 
 def run(one: Case, threads: int = 0) -> list[np.ndarray]:

@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxfuse import runtime
-from onnxfuse.custom_ops import functions
+from onnxfuse import runtime, soundness
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.dsl import constant, fusion, op, scalar, tensor
 from onnxfuse.explain import Fused, Refused
@@ -67,7 +66,7 @@ def outcome(model: ir.Model | str, fusion_, *, with_library: bool = False) -> tu
     model = ir.from_onnx_text(model) if isinstance(model, str) else model
     facts = Facts(model)
     verifier = MatchVerifier(facts, library=library() if with_library else None)
-    return rewrite(model, facts, [fusion_], verify=verifier, body=functions.body, explain=False), verifier
+    return rewrite(model, facts, [fusion_], verify=verifier, body=soundness.bodies(facts), explain=False), verifier
 
 
 def right(new, m):
