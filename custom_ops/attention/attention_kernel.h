@@ -46,6 +46,7 @@ class Attend {
   float sum_of(int64_t r) const { return sum(load(m_.sums + r * attention::kWidest)); }
 
   void prepare_rows() {
+    if (rows_ == 0) return;  // a task that only copies has no memory
     const attention::Visible& visible = p_.visible[t_.batch];
     const Vec scale = splat(p_.scale);
     for (int64_t r = 0; r < rows_; ++r) {
