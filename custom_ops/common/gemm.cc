@@ -9,18 +9,16 @@
 namespace onnxfuse {
 namespace {
 
-constexpr int64_t kBlockRows = 240;                    // of a block, at most
-constexpr int64_t kBlockSums = 8 * kBlockRows;         // rows * panels of a block, at most: 240 KB for each weight
-constexpr int64_t kWantedBlocks = 16;                  // so that threads of uneven speed finish together
-constexpr int64_t kSliceDepth = 128;                   // rows of a panel that are multiplied at a time
-constexpr int64_t kTileStride = kSliceDepth + 16;      // of the rows of A: off a power of two, for the cache's sets
-constexpr int64_t kActivationFloats = 128 * 1024;      // of A that the second-level cache holds beside the sums
-constexpr int64_t kCopyFloats = kSliceDepth * kPanel;  // of a slice that is converted
+constexpr int64_t kBlockRows = 240;                // of a block, at most
+constexpr int64_t kBlockSums = 8 * kBlockRows;     // rows * panels of a block, at most: 240 KB for each weight
+constexpr int64_t kWantedBlocks = 16;              // so that threads of uneven speed finish together
+constexpr int64_t kActivationFloats = 128 * 1024;  // of A that the second-level cache holds beside the sums
+constexpr int64_t kCopyFloats = 8 * 1024;          // of a slice that is converted
 
 }  // namespace
 }  // namespace onnxfuse
 
-#define ONNXFUSE_UNROLL _Pragma("GCC unroll 16")
+#define ONNXFUSE_UNROLL _Pragma("GCC unroll 32")
 #define ONNXFUSE_KERNELS "common/gemm_kernel.h"
 #include "common/each_target.h"
 

@@ -1,94 +1,161 @@
 // The blocked product of gemm.h for one SIMD target.
 //
-// A tile of kTileRows x (kTileVectors * kLanes) sums lives in registers while k runs over a slice: kSliceDepth rows of
-// a panel. The slice (16 KB) and the tile of A (7 KB) stay in the first-level cache, the other tiles of A in the
-// second. While a tile is computed, the next tile of A and its share of the next slice are prefetched.
+// A tile of sums lives in registers while k runs over a slice: some rows of one or two panels, 32 KB of float32. The
+// slice stays in the first-level cache, the tiles of A in the second. While a tile is computed, the next tile of A and
+// its share of the next slice are prefetched.
+//
+// The next slice is prefetched as several streams, 4 KB apart: a processor follows a stream up to the end of a page
+// only, and one stream alone leaves a quarter of the memory bandwidth unused.
 
-inline constexpr int kTileVectors = kLanes == 1 ? 4 : 2;
-inline constexpr int kTileRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;
-
-struct Tile {
-  const float* a;  // [rows][kTileStride]
-  const void* b;   // `depth` rows of a panel, b_stride elements apart
-  int64_t b_stride, depth;
-  float* c;  // [rows][kPanel]
-  bool add;  // to what c holds; else c is overwritten
-  const char* next_b;
-  int64_t next_step;  // bytes of next_b to prefetch for each k
+// Few rows make one high tile, so that weights, which come from memory, go straight into registers.
+struct FewRows {
+  static constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;  // of a tile
+  static constexpr int kVectors = kLanes == 1 ? 4 : 2;                   // of a row of a tile
+  static constexpr int64_t kPanels = 1, kDepth = 256;                    // of a slice
 };
 
-template <int kRows, typename W>
-void multiply_tile(const Tile& tile) {
-  for (int64_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
-    Vec sums[kRows][kTileVectors];
+// Many rows make wide tiles of two panels, which take the fewest instructions for a product.
+struct ManyRows {
+  static constexpr int kRows = kLanes == 1 ? 4 : 6;
+  static constexpr int kVectors = kLanes == 16 ? 4 : FewRows::kVectors;
+  static constexpr int64_t kPanels = 2, kDepth = 128;
+};
+
+template <class Cut>
+inline constexpr int64_t kTileStride = Cut::kDepth + 16;  // of the rows of A: off a power of two, for the cache's sets
+
+inline constexpr int kUnroll = 4;             // of the loop over k
+inline constexpr int64_t kPrefetchTiles = 4;  // tiles of a slice that share the prefetching of the next one, at most
+
+// c[r, j] = sum over k of a[r, k] * b[k, j].
+struct Tile {
+  const float* a;  // [rows][kTileStride]
+  const void* b;   // `depth` rows of a panel
+  int64_t depth, panels;
+  int64_t b_stride, b_panel_stride;  // elements from row to row, from panel to panel
+  float* c;                          // `panels` times [rows][kPanel]
+  int64_t c_panel_stride;
+  bool add;  // to what c holds; else c is overwritten
+  // Bytes to prefetch: of each panel several streams, stream_stride apart, and of each stream stream_step in a round.
+  const char* next_b;
+  int64_t next_panel_stride, stream_stride, stream_step;
+};
+
+// sums[r][v] += a[r] * b[v] for one k.
+template <int64_t kStride, int kRows, int kVectors, typename W>
+ONNXFUSE_INLINE void multiply_step(const float* a, const W* b, int64_t b_panel_stride, Vec (&sums)[kRows][kVectors]) {
+  Vec w[kVectors];
+  ONNXFUSE_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    constexpr int64_t kInPanel = kPanel / kLanes;
+    w[v] = load(b + v / kInPanel * b_panel_stride + v % kInPanel * kLanes);
+  }
+  ONNXFUSE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const Vec x = splat(a[r * kStride]);
     ONNXFUSE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      ONNXFUSE_UNROLL
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = splat(0);
-    }
-    const float* a = tile.a;
-    const W* b = static_cast<const W*>(tile.b) + column;
-    const char* next_a = reinterpret_cast<const char*>(tile.a + kTileRows * kTileStride);
-    const char* next_b = tile.next_b;
-    for (int64_t k = 0; k < tile.depth; ++k) {
-      __builtin_prefetch(next_a, 0, 3);
-      __builtin_prefetch(next_b, 0, 2);
-      __builtin_prefetch(next_b + 64, 0, 2);
-      Vec w[kTileVectors];
-      ONNXFUSE_UNROLL
-      for (int v = 0; v < kTileVectors; ++v) w[v] = load(b + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(x, w[v], sums[r][v]);
+  }
+}
+
+template <class Cut, int kRows, int kVectors, bool kPrefetch, typename W>
+void multiply_tile(const Tile& tile) {
+  constexpr int64_t kStride = kTileStride<Cut>;
+  // A round of the loop uses this many cache lines of each panel.
+  constexpr int kStreams = kUnroll * kPanel * static_cast<int>(sizeof(W)) / 64;
+  constexpr int kChains = kRows < 3 ? 4 / kRows : 1;  // enough independent sums to hide the latency of fma
+  for (int64_t column = 0; column < tile.panels * kPanel; column += kVectors * kLanes) {
+    Vec sums[kChains][kRows][kVectors];
+    ONNXFUSE_UNROLL
+    for (int i = 0; i < kChains; ++i) {
       ONNXFUSE_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const Vec x = splat(a[r * kTileStride]);
         ONNXFUSE_UNROLL
-        for (int v = 0; v < kTileVectors; ++v) sums[r][v] = fma(x, w[v], sums[r][v]);
+        for (int v = 0; v < kVectors; ++v) sums[i][r][v] = splat(0);
       }
-      ++a;
-      b += tile.b_stride;
-      next_a += kTileRows * sizeof(float);
-      next_b += tile.next_step;
     }
+    const float* a = tile.a;
+    const W* b = static_cast<const W*>(tile.b) + column / kPanel * tile.b_panel_stride + column % kPanel;
+    const char* next_a = reinterpret_cast<const char*>(tile.a + Cut::kRows * kStride);
+    const char* next_b = tile.next_b;
+    int64_t k = 0;
+    for (; k + kUnroll <= tile.depth; k += kUnroll) {
+      ONNXFUSE_UNROLL
+      for (int i = 0; i < kUnroll * Cut::kRows; i += 16) __builtin_prefetch(next_a + i * sizeof(float), 0, 3);
+      next_a += kUnroll * Cut::kRows * sizeof(float);
+      if constexpr (kPrefetch) {
+        ONNXFUSE_UNROLL
+        for (int i = 0; i < Cut::kPanels * kStreams; ++i)
+          __builtin_prefetch(next_b + i / kStreams * tile.next_panel_stride + i % kStreams * tile.stream_stride, 0, 2);
+        next_b += tile.stream_step;
+      }
+      ONNXFUSE_UNROLL
+      for (int i = 0; i < kUnroll; ++i) {
+        multiply_step<kStride>(a + i, b, tile.b_panel_stride, sums[i % kChains]);
+        b += tile.b_stride;
+      }
+      a += kUnroll;
+    }
+    for (; k < tile.depth; ++k, ++a, b += tile.b_stride) multiply_step<kStride>(a, b, tile.b_panel_stride, sums[0]);
     ONNXFUSE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       ONNXFUSE_UNROLL
-      for (int v = 0; v < kTileVectors; ++v) {
-        float* c = tile.c + r * kPanel + column + v * kLanes;
-        store(c, tile.add ? load(c) + sums[r][v] : sums[r][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        Vec sum = sums[0][r][v];
+        ONNXFUSE_UNROLL
+        for (int i = 1; i < kChains; ++i) sum = sum + sums[i][r][v];
+        const int64_t j = column + v * kLanes;
+        float* c = tile.c + j / kPanel * tile.c_panel_stride + r * kPanel + j % kPanel;
+        store(c, tile.add ? load(c) + sum : sum);
       }
     }
   }
 }
 
-template <typename W, int... kIndices>
-void multiply_tile_of(int64_t rows, const Tile& tile, std::integer_sequence<int, kIndices...>) {
-  static constexpr void (*kByRows[])(const Tile&) = {multiply_tile<kIndices + 1, W>...};
+template <class Cut, int kVectors, bool kPrefetch, typename W, int... kIndices>
+void multiply_rows(int64_t rows, const Tile& tile, std::integer_sequence<int, kIndices...>) {
+  static constexpr void (*kByRows[])(const Tile&) = {multiply_tile<Cut, kIndices + 1, kVectors, kPrefetch, W>...};
   kByRows[rows - 1](tile);
 }
 
+template <class Cut, typename W>
+void multiply_any_tile(int64_t rows, bool prefetch, const Tile& tile) {
+  constexpr std::make_integer_sequence<int, Cut::kRows> kAllRows;
+  if (tile.panels < Cut::kPanels)
+    multiply_rows<Cut, FewRows::kVectors, false, W>(rows, tile, kAllRows);
+  else if (prefetch)
+    multiply_rows<Cut, Cut::kVectors, true, W>(rows, tile, kAllRows);
+  else
+    multiply_rows<Cut, Cut::kVectors, false, W>(rows, tile, kAllRows);
+}
+
 // Rows of A, spread evenly over as few tiles as hold them.
+template <class Cut>
 struct Tiles {
   int64_t rows;
 
-  int64_t count() const { return (rows + kTileRows - 1) / kTileRows; }
+  int64_t count() const { return (rows + Cut::kRows - 1) / Cut::kRows; }
   int64_t begin(int64_t tile) const { return rows * tile / count(); }
-  int64_t floats() const { return count() * kTileRows * kTileStride; }  // of a slice
+  int64_t floats() const { return count() * kFloats; }  // of a slice of A
+
+  static constexpr int64_t kFloats = Cut::kRows * kTileStride<Cut>;  // of a tile
 };
 
 // Copies columns [0, depth) of `a` into tiles.
-template <typename T>
-void copy_activations(const T* a, int64_t a_stride, const Tiles& tiles, int64_t depth, float* to) {
+template <class Cut, typename T>
+void copy_activations(const T* a, int64_t a_stride, const Tiles<Cut>& tiles, int64_t depth, float* to) {
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
-    float* out = to + tile * kTileRows * kTileStride;
-    for (int64_t row = tiles.begin(tile); row < tiles.begin(tile + 1); ++row, out += kTileStride) {
+    float* out = to + tile * tiles.kFloats;
+    for (int64_t row = tiles.begin(tile); row < tiles.begin(tile + 1); ++row, out += kTileStride<Cut>) {
       const T* in = a + row * a_stride;
       for_lanes(depth, [&](int64_t k, auto lanes) { store(out + k, load(in + k, lanes), lanes); });
     }
   }
 }
 
-// Copies a slice of a panel; columns from `columns` on become zeros.
+// Copies `depth` rows of a panel; columns from `columns` on become zeros.
 template <typename W>
-void copy_slice(const W* b, int64_t b_stride, int64_t columns, int64_t depth, float* to) {
+void copy_panel(const W* b, int64_t b_stride, int64_t columns, int64_t depth, float* to) {
   for (int64_t k = 0; k < depth; ++k, b += b_stride, to += kPanel) {
     if (columns >= kPanel) {
       for (int64_t j = 0; j < kPanel; j += kLanes) store(to + j, load(b + j));
@@ -98,66 +165,95 @@ void copy_slice(const W* b, int64_t b_stride, int64_t columns, int64_t depth, fl
   }
 }
 
-// One slice of one panel times all tiles.
+// Where a slice of a weight is: `panels` of them from `panel` on, rows first .. first + depth - 1.
 template <typename W>
-void multiply_slice(const float* a, const Tiles& tiles, const W* b, int64_t b_stride, int64_t columns, int64_t depth,
-                    const void* next_b, float* sums, bool add, float* copy) {
-  const bool copies = columns < kPanel || (tiles.count() > 1 && (b_stride != kPanel || !std::is_same_v<W, float>));
-  if (copies) copy_slice(b, b_stride, columns, depth, copy);
-  const int64_t next_step = kPanel * static_cast<int64_t>(sizeof(W)) / tiles.count();
+struct Slice {
+  const Weight& weight;
+  int64_t panel, panels, first, depth;
+
+  const W* data() const {
+    const int64_t offset =
+        weight.packed ? (panel * weight.depth + first) * kPanel : first * weight.columns + panel * kPanel;
+    return static_cast<const W*>(weight.data) + offset;
+  }
+  int64_t stride() const { return weight.packed ? kPanel : weight.columns; }
+  int64_t panel_stride() const { return weight.packed ? weight.depth * kPanel : kPanel; }
+  int64_t columns() const { return std::min(panels * kPanel, weight.columns - panel * kPanel); }
+};
+
+// A slice times all tiles of A. `copy` holds a slice of floats.
+template <class Cut, typename W>
+void multiply_slice(const float* a, const Tiles<Cut>& tiles, const Slice<W>& b, const Slice<W>& next, float* sums,
+                    float* copy) {
+  const bool few = Cut::kPanels == 1;
+  const bool copies = b.columns() < b.panels * kPanel || (!few && !(b.weight.packed && std::is_same_v<W, float>));
+  if (copies) {
+    for (int64_t i = 0; i < b.panels; ++i)
+      copy_panel(b.data() + i * b.panel_stride(), b.stride(), b.columns() - i * kPanel, b.depth,
+                 copy + i * b.depth * kPanel);
+  }
+  Tile tile;
+  tile.b = copies ? static_cast<const void*>(copy) : b.data();
+  tile.depth = b.depth;
+  tile.panels = b.panels;
+  tile.b_stride = copies ? kPanel : b.stride();
+  tile.b_panel_stride = copies ? b.depth * kPanel : b.panel_stride();
+  tile.c_panel_stride = tiles.rows * kPanel;
+  tile.add = b.first > 0;
+  const int64_t prefetching = b.weight.packed ? std::min(tiles.count(), kPrefetchTiles) : 0;
+  const int64_t streams = kUnroll * kPanel * (copies ? sizeof(float) : sizeof(W)) / 64;
+  tile.next_panel_stride = next.panel_stride() * static_cast<int64_t>(sizeof(W));
+  tile.stream_stride = next.depth * kPanel * static_cast<int64_t>(sizeof(W)) / streams;
+  tile.stream_step = prefetching == 0 ? 0 : 64 / prefetching;
   for (int64_t i = 0; i < tiles.count(); ++i) {
-    Tile tile;
-    tile.a = a + i * kTileRows * kTileStride;
-    tile.b = copies ? static_cast<const void*>(copy) : b;
-    tile.b_stride = copies ? kPanel : b_stride;
-    tile.depth = depth;
-    tile.c = sums + tiles.begin(i) * kPanel;
-    tile.add = add;
-    tile.next_b = static_cast<const char*>(next_b) + i * depth * next_step;
-    tile.next_step = next_step;
-    const int64_t rows = tiles.begin(i + 1) - tiles.begin(i);
-    constexpr std::make_integer_sequence<int, kTileRows> all_rows;
+    const int64_t begin = tiles.begin(i), rows = tiles.begin(i + 1) - begin;
+    tile.a = a + i * tiles.kFloats;
+    tile.c = sums + begin * kPanel;
+    tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / kUnroll);
     if (copies)
-      multiply_tile_of<float>(rows, tile, all_rows);
+      multiply_any_tile<Cut, float>(rows, i < prefetching, tile);
     else
-      multiply_tile_of<W>(rows, tile, all_rows);
+      multiply_any_tile<Cut, W>(rows, i < prefetching, tile);
+  }
+}
+
+template <class Cut, typename T, typename W>
+void multiply_cut(const T* a, const Weight* weights, int64_t count, const GemmBlock& block, float* scratch) {
+  const int64_t depth = weights->depth, slices = (depth + Cut::kDepth - 1) / Cut::kDepth;
+  const Tiles<Cut> tiles{block.rows};
+  float* const copy = scratch + kActivationFloats;
+  // As many slices of A as the second-level cache holds are multiplied before the next ones.
+  const int64_t group = std::clamp<int64_t>(kActivationFloats / tiles.floats(), 1, slices);
+  for (int64_t first = 0; first < slices; first += group) {
+    const int64_t grouped = std::min(group, slices - first);
+    const auto depth_of = [&](int64_t s) { return std::min(Cut::kDepth, depth - s * Cut::kDepth); };
+    for (int64_t s = first; s < first + grouped; ++s)
+      copy_activations<Cut>(a + s * Cut::kDepth, depth, tiles, depth_of(s), scratch + (s - first) * tiles.floats());
+
+    const int64_t widths = (block.panels + Cut::kPanels - 1) / Cut::kPanels, steps = count * widths * grouped;
+    const auto slice_at = [&](int64_t step) {
+      const int64_t s = first + step % grouped, panel = step / grouped % widths * Cut::kPanels;
+      return Slice<W>{weights[step / grouped / widths], block.first_panel + panel,
+                      std::min(Cut::kPanels, block.panels - panel), s * Cut::kDepth, depth_of(s)};
+    };
+    for (int64_t step = 0; step < steps; ++step) {
+      const Slice<W> slice = slice_at(step);
+      const int64_t weight = step / grouped / widths, panel = slice.panel - block.first_panel;
+      multiply_slice<Cut>(scratch + step % grouped * tiles.floats(), tiles, slice,
+                          slice_at(std::min(step + 1, steps - 1)),
+                          block.sums + (weight * block.panels + panel) * block.rows * kPanel, copy);
+    }
   }
 }
 
 // The sums of `block`; `a` is its first row. `scratch` holds kActivationFloats + kCopyFloats.
 template <typename T, typename W>
 void multiply_block(const void* a, const Weight* weights, int64_t count, const GemmBlock& block, float* scratch) {
-  const int64_t depth = weights->depth, slices = (depth + kSliceDepth - 1) / kSliceDepth;
-  const Tiles tiles{block.rows};
-  if (depth == 0) std::fill_n(block.sums, count * block.panels * block.rows * kPanel, 0.0f);
-
-  // As many slices of A as the second-level cache holds are multiplied before the next ones.
-  const int64_t group = std::clamp<int64_t>(kActivationFloats / tiles.floats(), 1, std::max<int64_t>(slices, 1));
-  for (int64_t first = 0; first < slices; first += group) {
-    const int64_t grouped = std::min(group, slices - first);
-    const auto slice_depth = [&](int64_t s) { return std::min(kSliceDepth, depth - s * kSliceDepth); };
-    for (int64_t s = first; s < first + grouped; ++s)
-      copy_activations(static_cast<const T*>(a) + s * kSliceDepth, depth, tiles, slice_depth(s),
-                       scratch + (s - first) * tiles.floats());
-
-    // Step i multiplies slice i % grouped of weight i / grouped % count of the panel that is left.
-    const auto weight_at = [&](int64_t i) -> const Weight& { return weights[i / grouped % count]; };
-    const auto panel_at = [&](int64_t i) { return block.first_panel + i / grouped / count; };
-    const auto slice_at = [&](int64_t i) {
-      const Weight& weight = weight_at(i);
-      const int64_t k = (first + i % grouped) * kSliceDepth, panel = panel_at(i);
-      const int64_t offset = weight.packed ? (panel * depth + k) * kPanel : k * weight.columns + panel * kPanel;
-      return static_cast<const W*>(weight.data) + offset;
-    };
-    const int64_t steps = grouped * count * block.panels;
-    for (int64_t i = 0; i < steps; ++i) {
-      const Weight& weight = weight_at(i);
-      const int64_t s = first + i % grouped, panel = panel_at(i);
-      float* sums =
-          block.sums + ((i / grouped % count) * block.panels + panel - block.first_panel) * block.rows * kPanel;
-      multiply_slice(scratch + (s - first) * tiles.floats(), tiles, slice_at(i),
-                     weight.packed ? kPanel : weight.columns, weight.columns - panel * kPanel, slice_depth(s),
-                     slice_at(std::min(i + 1, steps - 1)), sums, s > 0, scratch + kActivationFloats);
-    }
-  }
+  const T* rows = static_cast<const T*>(a);
+  if (weights->depth == 0)
+    std::fill_n(block.sums, count * block.panels * block.rows * kPanel, 0.0f);
+  else if (block.rows <= FewRows::kRows)
+    multiply_cut<FewRows, T, W>(rows, weights, count, block, scratch);
+  else
+    multiply_cut<ManyRows, T, W>(rows, weights, count, block, scratch);
 }
