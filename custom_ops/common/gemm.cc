@@ -25,8 +25,6 @@ constexpr int64_t kCopyFloats = 8 * 1024;          // of a slice that is convert
 namespace onnxfuse {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Memory of one thread: it stays in that core's cache from block to block.
 class Buffer {
  public:
@@ -51,32 +49,7 @@ class Buffer {
   int64_t size_ = 0;
 };
 
-using Multiply = void(const void* a, const Weight* weights, int64_t count, const GemmBlock& block, float* scratch);
-
-template <typename T>
-Multiply* multiply_for(DType weight) {
-  if (weight == kDTypeOf<T>) return ONNXFUSE_KERNEL(multiply_block<T, T>);
-  if constexpr (std::is_same_v<T, float>) {
-    if (weight == DType::kFloat16) return ONNXFUSE_KERNEL(multiply_block<float, Half>);
-    if (weight == DType::kBFloat16) return ONNXFUSE_KERNEL(multiply_block<float, BFloat16>);
-  }
-  fail("no matrix product of ", dtype_name(kDTypeOf<T>), " by ", dtype_name(weight));
-}
-
-Multiply* multiply_for(DType a, DType weight) {
-  switch (a) {
-    case DType::kFloat32:
-      return multiply_for<float>(weight);
-    case DType::kFloat16:
-      return multiply_for<Half>(weight);
-    case DType::kBFloat16:
-      return multiply_for<BFloat16>(weight);
-    default:
-      fail("no matrix product of ", dtype_name(a));
-  }
-}
-
-int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
@@ -88,31 +61,55 @@ Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth) {
   return {tensor.data, tensor.dtype, depth, packed ? shape[0] * kPanel : shape[1], packed};
 }
 
-GemmPlan::GemmPlan(int64_t rows, int64_t panels)
-    : rows_(rows), panels_(panels), row_blocks_(divide_up(rows, kBlockRows)), panel_blocks_(0) {
-  if (rows == 0 || panels == 0) return;
-  const int64_t rows_each = divide_up(rows, row_blocks_);
-  const int64_t most = std::max<int64_t>(1, kBlockSums / rows_each);
+TileLayout::TileLayout(int64_t rows, int64_t depth) : rows(rows), depth(depth) { ONNXFUSE_KERNEL(cut)(*this); }
+
+GemmPlan::GemmPlan(const TileLayout& a, int64_t panels)
+    : a_(a), panels_(panels), row_blocks_(divide_up(a.rows, kBlockRows)), panel_blocks_(0) {
+  if (a.rows == 0 || panels == 0) return;
+  const int64_t most = std::max<int64_t>(1, kBlockSums / divide_up(a.rows, row_blocks_));
   panel_blocks_ = std::min(panels, std::max(divide_up(panels, most), divide_up(kWantedBlocks, row_blocks_)));
 }
 
 GemmBlock GemmPlan::block(int64_t index) const {
   const int64_t i = index % row_blocks_, j = index / row_blocks_;
   GemmBlock block;
-  block.first_row = rows_ * i / row_blocks_;
-  block.rows = rows_ * (i + 1) / row_blocks_ - block.first_row;
+  block.first_tile = a_.tiles * i / row_blocks_;
+  block.tiles = a_.tiles * (i + 1) / row_blocks_ - block.first_tile;
+  block.first_row = a_.begin(block.first_tile);
+  block.rows = a_.begin(block.first_tile + block.tiles) - block.first_row;
   block.first_panel = panels_ * j / panel_blocks_;
   block.panels = panels_ * (j + 1) / panel_blocks_ - block.first_panel;
   block.sums = nullptr;
   return block;
 }
 
-void multiply(const Activations& a, const Weight* weights, int64_t count, GemmBlock& block) {
-  thread_local Buffer sums, scratch;
+void copy_row(const void* a, DType dtype, const TileLayout& layout, int64_t row, float* tiles) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return ONNXFUSE_KERNEL(copy_row_of<float>)(a, layout, row, tiles);
+    case DType::kFloat16:
+      return ONNXFUSE_KERNEL(copy_row_of<Half>)(a, layout, row, tiles);
+    case DType::kBFloat16:
+      return ONNXFUSE_KERNEL(copy_row_of<BFloat16>)(a, layout, row, tiles);
+    default:
+      fail("no matrix product of ", dtype_name(dtype));
+  }
+}
+
+void multiply(const TileLayout& layout, const float* a, const Weight* weights, int64_t count, GemmBlock& block) {
+  thread_local Buffer sums, copy;
   block.sums = sums.at_least(count * block.panels * block.rows * kPanel);
-  const char* first = static_cast<const char*>(a.data) + block.first_row * a.depth * element_size(a.dtype);
-  multiply_for(a.dtype, weights->dtype)(first, weights, count, block,
-                                        scratch.at_least(kActivationFloats + kCopyFloats));
+  float* slice = copy.at_least(kCopyFloats);
+  switch (weights->dtype) {
+    case DType::kFloat32:
+      return ONNXFUSE_KERNEL(multiply_block<float>)(layout, a, weights, count, block, slice);
+    case DType::kFloat16:
+      return ONNXFUSE_KERNEL(multiply_block<Half>)(layout, a, weights, count, block, slice);
+    case DType::kBFloat16:
+      return ONNXFUSE_KERNEL(multiply_block<BFloat16>)(layout, a, weights, count, block, slice);
+    default:
+      fail("no matrix product by ", dtype_name(weights->dtype));
+  }
 }
 
 }  // namespace onnxfuse

@@ -7,7 +7,8 @@
 // The next slice is prefetched as several streams, 4 KB apart: a processor follows a stream up to the end of a page
 // only, and one stream alone leaves a quarter of the memory bandwidth unused.
 
-// Few rows make one high tile, so that weights, which come from memory, go straight into registers.
+// A few rows make high tiles of one panel: weights, which come from memory, are read by few tiles and, where their
+// dtype is narrow and the tile is the only one, go straight into registers.
 struct FewRows {
   static constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;  // of a tile
   static constexpr int kVectors = kLanes == 1 ? 4 : 2;                   // of a row of a tile
@@ -21,16 +22,45 @@ struct ManyRows {
   static constexpr int64_t kPanels = 2, kDepth = 128;
 };
 
+inline constexpr int64_t kFewRows = 36;
+
 template <class Cut>
-inline constexpr int64_t kTileStride = Cut::kDepth + 16;  // of the rows of A: off a power of two, for the cache's sets
+inline constexpr int64_t kRowStride = Cut::kDepth + 16;  // of the rows of A: off a power of two, for the cache's sets
 
 inline constexpr int kUnroll = 4;             // of the loop over k
 inline constexpr int64_t kPrefetchTiles = 4;  // tiles of a slice that share the prefetching of the next one, at most
 
+template <class Cut>
+void cut_rows(TileLayout& layout) {
+  layout.tiles = (layout.rows + Cut::kRows - 1) / Cut::kRows;
+  layout.tile_rows = layout.tiles == 0 ? 0 : (layout.rows + layout.tiles - 1) / layout.tiles;
+  layout.slice_depth = Cut::kDepth;
+  layout.row_stride = kRowStride<Cut>;
+}
+
+inline void cut(TileLayout& layout) {
+  if (layout.rows <= kFewRows)
+    cut_rows<FewRows>(layout);
+  else
+    cut_rows<ManyRows>(layout);
+}
+
+// Copies row `row` of A to its place in the tiles.
+template <typename T>
+void copy_row_of(const void* a, const TileLayout& layout, int64_t row, float* tiles) {
+  float* out = tiles + layout.row_offset(row);
+  for (int64_t first = 0; first < layout.depth; first += layout.slice_depth, out += layout.slice_floats()) {
+    const T* in = static_cast<const T*>(a) + first;
+    for_lanes(std::min(layout.slice_depth, layout.depth - first),
+              [&](int64_t k, auto lanes) { store(out + k, load(in + k, lanes), lanes); });
+  }
+}
+
 // c[r, j] = sum over k of a[r, k] * b[k, j].
 struct Tile {
-  const float* a;  // [rows][kTileStride]
-  const void* b;   // `depth` rows of a panel
+  const float* a;       // [rows][kRowStride]
+  const float* next_a;  // to prefetch
+  const void* b;        // `depth` rows of a panel
   int64_t depth, panels;
   int64_t b_stride, b_panel_stride;  // elements from row to row, from panel to panel
   float* c;                          // `panels` times [rows][kPanel]
@@ -60,7 +90,7 @@ ONNXFUSE_INLINE void multiply_step(const float* a, const W* b, int64_t b_panel_s
 
 template <class Cut, int kRows, int kVectors, bool kPrefetch, typename W>
 void multiply_tile(const Tile& tile) {
-  constexpr int64_t kStride = kTileStride<Cut>;
+  constexpr int64_t kStride = kRowStride<Cut>;
   // A round of the loop uses this many cache lines of each panel.
   constexpr int kStreams = kUnroll * kPanel * static_cast<int>(sizeof(W)) / 64;
   constexpr int kChains = kRows < 3 ? 4 / kRows : 1;  // enough independent sums to hide the latency of fma
@@ -76,7 +106,7 @@ void multiply_tile(const Tile& tile) {
     }
     const float* a = tile.a;
     const W* b = static_cast<const W*>(tile.b) + column / kPanel * tile.b_panel_stride + column % kPanel;
-    const char* next_a = reinterpret_cast<const char*>(tile.a + Cut::kRows * kStride);
+    const char* next_a = reinterpret_cast<const char*>(tile.next_a);
     const char* next_b = tile.next_b;
     int64_t k = 0;
     for (; k + kUnroll <= tile.depth; k += kUnroll) {
@@ -129,30 +159,6 @@ void multiply_any_tile(int64_t rows, bool prefetch, const Tile& tile) {
     multiply_rows<Cut, Cut::kVectors, false, W>(rows, tile, kAllRows);
 }
 
-// Rows of A, spread evenly over as few tiles as hold them.
-template <class Cut>
-struct Tiles {
-  int64_t rows;
-
-  int64_t count() const { return (rows + Cut::kRows - 1) / Cut::kRows; }
-  int64_t begin(int64_t tile) const { return rows * tile / count(); }
-  int64_t floats() const { return count() * kFloats; }  // of a slice of A
-
-  static constexpr int64_t kFloats = Cut::kRows * kTileStride<Cut>;  // of a tile
-};
-
-// Copies columns [0, depth) of `a` into tiles.
-template <class Cut, typename T>
-void copy_activations(const T* a, int64_t a_stride, const Tiles<Cut>& tiles, int64_t depth, float* to) {
-  for (int64_t tile = 0; tile < tiles.count(); ++tile) {
-    float* out = to + tile * tiles.kFloats;
-    for (int64_t row = tiles.begin(tile); row < tiles.begin(tile + 1); ++row, out += kTileStride<Cut>) {
-      const T* in = a + row * a_stride;
-      for_lanes(depth, [&](int64_t k, auto lanes) { store(out + k, load(in + k, lanes), lanes); });
-    }
-  }
-}
-
 // Copies `depth` rows of a panel; columns from `columns` on become zeros.
 template <typename W>
 void copy_panel(const W* b, int64_t b_stride, int64_t columns, int64_t depth, float* to) {
@@ -181,12 +187,13 @@ struct Slice {
   int64_t columns() const { return std::min(panels * kPanel, weight.columns - panel * kPanel); }
 };
 
-// A slice times all tiles of A. `copy` holds a slice of floats.
+// A slice times the tiles of the block. `a` is the slice of the block's first tile, `copy` holds a slice of floats.
 template <class Cut, typename W>
-void multiply_slice(const float* a, const Tiles<Cut>& tiles, const Slice<W>& b, const Slice<W>& next, float* sums,
-                    float* copy) {
-  const bool few = Cut::kPanels == 1;
-  const bool copies = b.columns() < b.panels * kPanel || (!few && !(b.weight.packed && std::is_same_v<W, float>));
+void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b, const Slice<W>& next,
+                    const GemmBlock& block, float* sums, float* copy) {
+  // A panel with fewer columns is filled up; several tiles want rows close together and, if many, floats.
+  const bool wide = Cut::kPanels > 1 && !std::is_same_v<W, float>;
+  const bool copies = b.columns() < b.panels * kPanel || (block.tiles > 1 && (wide || !b.weight.packed));
   if (copies) {
     for (int64_t i = 0; i < b.panels; ++i)
       copy_panel(b.data() + i * b.panel_stride(), b.stride(), b.columns() - i * kPanel, b.depth,
@@ -198,17 +205,18 @@ void multiply_slice(const float* a, const Tiles<Cut>& tiles, const Slice<W>& b, 
   tile.panels = b.panels;
   tile.b_stride = copies ? kPanel : b.stride();
   tile.b_panel_stride = copies ? b.depth * kPanel : b.panel_stride();
-  tile.c_panel_stride = tiles.rows * kPanel;
+  tile.c_panel_stride = block.rows * kPanel;
   tile.add = b.first > 0;
-  const int64_t prefetching = b.weight.packed ? std::min(tiles.count(), kPrefetchTiles) : 0;
-  const int64_t streams = kUnroll * kPanel * (copies ? sizeof(float) : sizeof(W)) / 64;
+  const int64_t prefetching = b.weight.packed ? std::min(block.tiles, kPrefetchTiles) : 0;
+  const int64_t streams = kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
   tile.next_panel_stride = next.panel_stride() * static_cast<int64_t>(sizeof(W));
   tile.stream_stride = next.depth * kPanel * static_cast<int64_t>(sizeof(W)) / streams;
   tile.stream_step = prefetching == 0 ? 0 : 64 / prefetching;
-  for (int64_t i = 0; i < tiles.count(); ++i) {
-    const int64_t begin = tiles.begin(i), rows = tiles.begin(i + 1) - begin;
-    tile.a = a + i * tiles.kFloats;
-    tile.c = sums + begin * kPanel;
+  for (int64_t i = 0; i < block.tiles; ++i) {
+    const int64_t begin = layout.begin(block.first_tile + i), rows = layout.begin(block.first_tile + i + 1) - begin;
+    tile.a = a + i * layout.tile_floats();
+    tile.next_a = tile.a + layout.tile_floats();
+    tile.c = sums + (begin - block.first_row) * kPanel;
     tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / kUnroll);
     if (copies)
       multiply_any_tile<Cut, float>(rows, i < prefetching, tile);
@@ -217,43 +225,36 @@ void multiply_slice(const float* a, const Tiles<Cut>& tiles, const Slice<W>& b, 
   }
 }
 
-template <class Cut, typename T, typename W>
-void multiply_cut(const T* a, const Weight* weights, int64_t count, const GemmBlock& block, float* scratch) {
-  const int64_t depth = weights->depth, slices = (depth + Cut::kDepth - 1) / Cut::kDepth;
-  const Tiles<Cut> tiles{block.rows};
-  float* const copy = scratch + kActivationFloats;
+template <class Cut, typename W>
+void multiply_cut(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
+                  const GemmBlock& block, float* copy) {
+  const int64_t slices = layout.slices(), widths = (block.panels + Cut::kPanels - 1) / Cut::kPanels;
   // As many slices of A as the second-level cache holds are multiplied before the next ones.
-  const int64_t group = std::clamp<int64_t>(kActivationFloats / tiles.floats(), 1, slices);
+  const int64_t group = std::clamp<int64_t>(kActivationFloats / (block.tiles * layout.tile_floats()), 1, slices);
   for (int64_t first = 0; first < slices; first += group) {
-    const int64_t grouped = std::min(group, slices - first);
-    const auto depth_of = [&](int64_t s) { return std::min(Cut::kDepth, depth - s * Cut::kDepth); };
-    for (int64_t s = first; s < first + grouped; ++s)
-      copy_activations<Cut>(a + s * Cut::kDepth, depth, tiles, depth_of(s), scratch + (s - first) * tiles.floats());
-
-    const int64_t widths = (block.panels + Cut::kPanels - 1) / Cut::kPanels, steps = count * widths * grouped;
+    const int64_t grouped = std::min(group, slices - first), steps = count * widths * grouped;
     const auto slice_at = [&](int64_t step) {
-      const int64_t s = first + step % grouped, panel = step / grouped % widths * Cut::kPanels;
+      const int64_t k = (first + step % grouped) * Cut::kDepth, panel = step / grouped % widths * Cut::kPanels;
       return Slice<W>{weights[step / grouped / widths], block.first_panel + panel,
-                      std::min(Cut::kPanels, block.panels - panel), s * Cut::kDepth, depth_of(s)};
+                      std::min(Cut::kPanels, block.panels - panel), k, std::min(Cut::kDepth, layout.depth - k)};
     };
     for (int64_t step = 0; step < steps; ++step) {
-      const Slice<W> slice = slice_at(step);
-      const int64_t weight = step / grouped / widths, panel = slice.panel - block.first_panel;
-      multiply_slice<Cut>(scratch + step % grouped * tiles.floats(), tiles, slice,
-                          slice_at(std::min(step + 1, steps - 1)),
-                          block.sums + (weight * block.panels + panel) * block.rows * kPanel, copy);
+      const Slice<W> slice = slice_at(step), next = slice_at(std::min(step + 1, steps - 1));
+      const int64_t panel = step / grouped / widths * block.panels + slice.panel - block.first_panel;
+      multiply_slice<Cut>(layout, a + layout.column_offset(slice.first) + block.first_tile * layout.tile_floats(),
+                          slice, next, block, block.sums + panel * block.rows * kPanel, copy);
     }
   }
 }
 
-// The sums of `block`; `a` is its first row. `scratch` holds kActivationFloats + kCopyFloats.
-template <typename T, typename W>
-void multiply_block(const void* a, const Weight* weights, int64_t count, const GemmBlock& block, float* scratch) {
-  const T* rows = static_cast<const T*>(a);
-  if (weights->depth == 0)
+// The sums of `block`. `copy` holds kCopyFloats.
+template <typename W>
+void multiply_block(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
+                    const GemmBlock& block, float* copy) {
+  if (layout.depth == 0)
     std::fill_n(block.sums, count * block.panels * block.rows * kPanel, 0.0f);
-  else if (block.rows <= FewRows::kRows)
-    multiply_cut<FewRows, T, W>(rows, weights, count, block, scratch);
+  else if (layout.rows <= kFewRows)
+    multiply_cut<FewRows, W>(layout, a, weights, count, block, copy);
   else
-    multiply_cut<ManyRows, T, W>(rows, weights, count, block, scratch);
+    multiply_cut<ManyRows, W>(layout, a, weights, count, block, copy);
 }

@@ -21,7 +21,8 @@ Activation activation_named(const std::string& name) {
 }
 
 template <typename T>
-using GateBlock = void(const GemmBlock& block, const T* gate_bias, const T* up_bias, float* hidden, int64_t columns);
+using GateBlock = void(const GemmBlock& block, const T* gate_bias, const T* up_bias, const TileLayout& layout,
+                       float* hidden);
 
 template <typename T>
 GateBlock<T>* gate_kernel(Activation activation) {
@@ -89,13 +90,16 @@ class GatedMLP {
 
     const auto gate = gate_kernel<T>(activation_);
     const auto round = ONNXFUSE_KERNEL(round_block<T>);
-    const auto hidden = context.scratch<float>(std::min(rows, kHiddenRows) * hidden_width);
+    const int64_t most = std::min(rows, kHiddenRows);
+    const auto tiles = context.scratch<float>(TileLayout(most, width).floats());
+    const auto hidden = context.scratch<float>(TileLayout(most, hidden_width).floats());
     for (int64_t row = 0; row < rows; row += kHiddenRows) {
-      const int64_t count = std::min(kHiddenRows, rows - row);
-      for_each_block(context, {x.data + row * width, kDTypeOf<T>, count, width}, gated, 2,
-                     [&](const GemmBlock& block) { gate(block, gate_bias, up_bias, hidden.data(), hidden_width); });
+      const TileLayout in(std::min(kHiddenRows, rows - row), width), between(in.rows, hidden_width);
+      copy_rows(context, x.data + row * width, in, tiles.data());
+      for_each_block(context, in, tiles.data(), gated, 2,
+                     [&](const GemmBlock& block) { gate(block, gate_bias, up_bias, between, hidden.data()); });
       T* out = y.data + row * down.columns;
-      for_each_block(context, {hidden.data(), DType::kFloat32, count, hidden_width}, &down, 1,
+      for_each_block(context, between, hidden.data(), &down, 1,
                      [&](const GemmBlock& block) { round(block, down_bias, out, down.columns); });
     }
   }
