@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
 from onnxfuse.custom_ops.packing import packed_shape
@@ -83,3 +84,25 @@ def cases() -> Iterator[Case]:
         yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True)
     for dtype, rows in itertools.product(("bfloat16", "float16"), (1, 16, 128)):
         yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True)
+
+
+def refused() -> Iterator[tuple[Case, str]]:
+    """Inputs that the kernel refuses, and what it says."""
+    good = case((2, 3), (8, 64, 32), "float32", biases=BIASES[1])
+
+    def bad(name: str, shape: tuple[int, ...]) -> Case:
+        return replace(good, inputs={**good.inputs, name: Random(shape)}, name=f"{name} {shape}")
+
+    yield bad("x", ()), "x is a scalar"
+    yield bad("gate_weight", (9, 64)), "gate_weight is [9,64], expected [8,N] or packed panels [N/32,8,32]"
+    yield bad("up_weight", (2, 8, 16)), "up_weight is [2,8,16], expected [8,N] or packed panels [N/32,8,32]"
+    yield bad("up_weight", (3, 8, 32)), "up_weight has 96 columns, gate_weight has 64: expected equal numbers"
+    yield bad("down_weight", (32,)), "down_weight is [32], expected [64,N] or packed panels [N/32,64,32]"
+    yield bad("gate_bias", (63,)), "gate_bias is [63], expected [64]"
+    yield bad("up_bias", (1,)), "up_bias is [1], expected [64]"
+    yield bad("down_bias", (1, 32)), "down_bias is [1,32], expected [32]"
+    yield (
+        replace(good, attributes={"activation": "relu"}, name="activation"),
+        "activation is 'relu', expected silu, gelu or gelu_tanh",
+    )
+    yield replace(good, attributes={}, name="no activation"), "attribute activation is missing"
