@@ -17,6 +17,7 @@ from onnxfuse import catalog, model_io, runtime, soundness
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.fusion import Fusion
+from onnxfuse.kernel_layout import to_kernel_layout
 from onnxfuse.normalise import normalise, tidy
 from onnxfuse.report import Report, Verification, fused_count, node_count
 from onnxfuse.rewriter import rewrite
@@ -213,6 +214,7 @@ class _Run:
             events = rewrite(model, facts, fusions, verify=judge, body=soundness.bodies(facts))
         with self._timed("tidy"):
             tidy(model, facts)
+            to_kernel_layout(model, facts, self.target)
         with self._timed("check"):
             soundness.complete(model, facts)
             if soundness.interface(model) != interface:

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+import onnxfuse
 from onnxfuse.custom_ops.attention.cases import case
 from onnxfuse.custom_ops.case import DTYPES, Case, single_node_model
 from onnxfuse.custom_ops.functions import body
-
-import onnxfuse
 
 OUTPUTS = ["y", "present_key", "present_value"]
 MODELS = {"7b": ((32, 32), 128), "1b": ((32, 4), 64), "8b": ((32, 8), 128), "small": ((12, 12), 64)}

@@ -134,6 +134,8 @@ def cases() -> Iterator[Case]:
         yield shared(batch=3, length=9, room=9, new=4, mask=mask, heads=(4, 2))
     yield shared(batch=1, length=30, room=200, new=30)
 
+    yield case(new=250, heads=(2, 2), size=8)  # several blocks of rows: present is written by tasks of its own
+
     yield case(batch=0, new=3, past=2)
     yield case(new=0, past=5)
     yield case(batch=2, new=3, past=0, heads=(4, 2))

@@ -1,0 +1,60 @@
+"""Weights of fused nodes in the order in which the target's kernels read them.
+
+The packed weight is computed when the model is written; the kernel then reads the file's own bytes, memory-mapped. The
+node's function body undoes the order, so the model still runs without the library. A weight that anything but a fused
+node reads stays as it is: it would be stored twice.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxfuse.custom_ops import functions
+from onnxfuse.custom_ops.packing import is_packable, pack, packed_shape
+from onnxfuse.derived import DerivedTensor
+from onnxfuse.facts import Facts
+from onnxfuse.operators import OWN
+
+PACKED_INPUTS = {"GatedMLP": (1, 2, 3)}  # operator -> its inputs that may be panels, see onnxfuse.custom_ops.packing
+
+
+def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
+    """Pack what kernels of `target` read packed, in place. CUDA kernels read weights as ONNX has them."""
+    if target != "cpu":
+        return
+    packed: dict[ir.Value, ir.Value] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        before = list(node.inputs)
+        for index in PACKED_INPUTS.get(node.op_type, ()) if node.domain == OWN else ():
+            weight = node.inputs[index]
+            if weight not in packed and _may_be_packed(weight, facts):
+                packed[weight] = _packed(weight, model, facts)
+            if weight in packed:
+                node.replace_input_with(index, packed[weight])
+        if before != list(node.inputs):
+            function = functions.body(node, facts.opset)
+            node.overload = function.overload
+            model.functions.setdefault(function.identifier(), function)
+    for weight in packed:
+        if not weight.uses() and weight.name in model.graph.initializers:
+            del model.graph.initializers[weight.name]
+
+
+def _may_be_packed(weight: ir.Value, facts: Facts) -> bool:
+    tensor = facts.tensor(weight)
+    if tensor is None or not is_packable(tuple(tensor.shape)) or weight.is_graph_output():
+        return False
+    return all(user.domain == OWN and index in PACKED_INPUTS.get(user.op_type, ()) for user, index in weight.uses())
+
+
+def _packed(weight: ir.Value, model: ir.Model, facts: Facts) -> ir.Value:
+    shape = packed_shape(tuple(facts.tensor(weight).shape))
+    name = f"{weight.name}/packed"
+    value = ir.Value(
+        name=name,
+        const_value=DerivedTensor(weight, pack, shape, name),
+        shape=ir.Shape(shape),
+        type=ir.TensorType(weight.dtype or facts.dtype(weight)),
+    )
+    model.graph.initializers.add(value)
+    return value
