@@ -259,6 +259,16 @@ def test_bench_times_both_models_and_prints_rows(capsys, tmp_path, model):
     assert run(capsys, "bench", model, fused, "--prompt", "zero")[0] == 2
 
 
+def test_view_serves_the_model_with_netron(capsys, model, monkeypatch):
+    netron = pytest.importorskip("netron")
+    served = []
+    monkeypatch.setattr(netron, "start", lambda path, address: served.append((path, address)))
+    monkeypatch.setattr(netron, "wait", lambda: served.append("waited"))
+    monkeypatch.setattr(netron, "stop", lambda: served.append("stopped"))
+    assert run(capsys, "view", model, "--port", 8099)[0] == 0
+    assert served == [(str(model), ("localhost", 8099)), "waited", "stopped"]
+
+
 def test_list_shows_fusions_operators_and_their_documentation(capsys):
     status, out, _ = run(capsys, "list")
     assert status == 0 and "rms_norm" in out and "RMSNorm" in out
