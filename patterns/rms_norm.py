@@ -7,7 +7,8 @@ x: [..., D] float16|bfloat16|float32; weight: [D] same dtype or float32; eps: a 
 Seen in: Llama, Mistral, Qwen, Gemma exports of every opset; as ai.onnx RMSNormalization (opset 23) and as ONNX
 Runtime's SimplifiedLayerNormalization. Paper: Zhang & Sennrich 2019, arXiv:1910.07467.
 Numerics: sums in float32 and one rounding to the result's dtype, where the graph rounds up to three times.
-Refuses: eps computed at run time or of more than one element; a weight that differs along other axes.
+Refuses: eps computed at run time or of more than one element; a weight that differs along other axes; an x that is
+centred by its mean, which makes it LayerNorm: ONNX Runtime fuses that whole.
 """
 
 import math
@@ -42,6 +43,7 @@ def standard_rms_norm(x=tensor("... D"), weight=tensor("D")):
 def supported(m):
     yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; kernels exist for {m.FLOATS}"
     yield m.weight.dtype in m.FLOATS, "weight is {m.weight.dtype}; kernels exist for {m.FLOATS}"
+    yield not is_centred(m.x.value), "x is {m.x}, a value less its mean: expected RMSNorm, found LayerNorm"
     yield m.eps >= 0 and math.isfinite(m.eps), "eps is {m.eps}; expected a finite number >= 0"
 
 
@@ -53,6 +55,13 @@ def fused(new, m):
 @standard_rms_norm.rewrite
 def fused_standard(new, m):
     return normed(new, m, m.epsilon)
+
+
+def is_centred(x):
+    """Whether x is v - mean(v)."""
+    node = x.producer()
+    mean = node.inputs[1].producer() if node is not None and node.op_type == "Sub" else None
+    return mean is not None and mean.op_type == "ReduceMean" and mean.inputs[0] is node.inputs[0]
 
 
 def normed(new, m, epsilon):
