@@ -30,17 +30,23 @@ def microsoft_skip_rms_norm(x=tensor("... D"), skip=tensor("... D"), weight=tens
 
 
 @fusion(stage="residual", op="SkipRMSNorm")
-def microsoft_last_skip_rms_norm(x=tensor("... D"), skip=tensor("... D"), weight=tensor("D")):
+def microsoft_skip_rms_norm_last(x=tensor("... D"), skip=tensor("... D"), weight=tensor("D")):
     """The same before the output projection, where the sum is not wanted."""
     norm = op.ns("com.microsoft").SkipSimplifiedLayerNormalization
     return norm(x, skip, weight, epsilon=attr("epsilon"))
 
 
 @skip_rms_norm.check
-@microsoft_last_skip_rms_norm.check
+@microsoft_skip_rms_norm_last.check
 @microsoft_skip_rms_norm.check
 def same_shape(m):
     yield m.x.shape is not None and m.x.shape == m.skip.shape, "x is {m.x}, skip is {m.skip}: the sum broadcasts"
+
+
+@microsoft_skip_rms_norm_last.check
+def sum_unwanted(m):
+    others = [value for value in m.root.outputs if value not in m.outputs]
+    yield not any(value.uses() or value.is_graph_output() for value in others), "the sum is wanted, too"
 
 
 @skip_rms_norm.rewrite
@@ -49,6 +55,6 @@ def fused(new, m):
     return new.SkipRMSNorm(m.x, m.skip, m.weight, epsilon=m.epsilon, outputs=2)
 
 
-@microsoft_last_skip_rms_norm.rewrite
+@microsoft_skip_rms_norm_last.rewrite
 def fused_last(new, m):
     return new.SkipRMSNorm(m.x, m.skip, m.weight, epsilon=m.epsilon, outputs=2)[0]

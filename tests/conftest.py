@@ -1,6 +1,7 @@
-"""Sample fusions for the tests of the engine."""
+"""Sample fusions for the tests of the engine, and what pytest prints at its end."""
 
 import pytest
+import zoo_table
 
 from onnxfuse.dsl import fusion, maybe, op, scalar, tensor
 
@@ -34,3 +35,11 @@ def attention():
         return new.Attention(m.q, m.k, m.v, m.mask)
 
     return attention
+
+
+def pytest_terminal_summary(terminalreporter):
+    lines = zoo_table.lines(terminalreporter)
+    if lines:
+        terminalreporter.section("model zoo")
+        for line in lines:
+            terminalreporter.write_line(line)
