@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,13 @@ def test_output_in_a_missing_folder_and_over_the_input_are_refused(capsys, tmp_p
     status, _, err = run(capsys, "rewrite", model, "-o", model)
     assert status == 2 and "is the input model" in err
     assert model.read_bytes() == before and names(tmp_path) == ["model.onnx"]
+
+
+def test_without_a_runtime_the_extra_to_install_is_named(capsys, tmp_path, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    status, _, err = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx")
+    assert status == 2 and "onnxfuse[cpu]" in err and names(tmp_path) == ["model.onnx"]
+    assert run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--verify", "none")[0] == 0
 
 
 def test_an_output_is_needed(capsys, model):

@@ -18,6 +18,7 @@ from onnxfuse.derived import DerivedTensor
 from onnxfuse.facts import Facts
 from onnxfuse.splice import Candidate
 from onnxfuse.verify.interface import Interface
+from onnxfuse.verify.sessions import onnxruntime
 from onnxfuse.verify.slices import Unsliceable, content_text, cut_out, fingerprint, reads
 from onnxfuse.verify.trial import Trial, Verdict
 
@@ -36,9 +37,15 @@ class MatchVerifier:
     library : path, optional
         The operator library; without it only function bodies are tried.
     provider : "cpu" | "cuda"
+
+    Raises
+    ------
+    UsageError
+        ONNX Runtime is not installed.
     """
 
     def __init__(self, facts: Facts, *, library: Path | None = None, provider: str = "cpu") -> None:
+        onnxruntime()  # without it nothing could be verified: say so at once
         self.facts = facts
         self.library = library
         self.provider = provider
