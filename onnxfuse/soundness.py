@@ -25,7 +25,10 @@ def interface(model: ir.Model) -> tuple[str, ...]:
 
 
 def complete(model: ir.Model, facts: Facts) -> None:
-    """Give `model` what its fused nodes need, versions, dtypes and shapes, and drop bodies of nodes that are gone."""
+    """Give `model` what its fused nodes need: versions, dtypes and shapes; drop bodies of nodes that are gone.
+
+    Initializers are put in the order of their first use, so that rewriting the result again changes nothing.
+    """
     used: set[tuple[str, str, str]] = set()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         _mark(node, model, used)
@@ -33,10 +36,23 @@ def complete(model: ir.Model, facts: Facts) -> None:
             describe(node, facts)
     for name in [name for name in model.functions if name not in used and name[0] == operators.OWN]:
         del model.functions[name]
+    for graph in model.graphs():
+        _order_initializers(graph)
     domains = {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)}
     if operators.OWN in domains:
         model.graph.opset_imports[operators.OWN] = 1
         model.ir_version = max(model.ir_version, IR_VERSION)
+
+
+def _order_initializers(graph: ir.Graph) -> None:
+    used = (value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.inputs if value is not None)
+    held = graph.initializers
+    order = dict.fromkeys((*(value.name for value in used if held.get(value.name) is value), *held))
+    values = [held.pop(name) for name in order]
+    for value in values:
+        held.add(value)
+        if value.const_value is not None:
+            value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape)
 
 
 def describe(node: ir.Node, facts: Facts) -> None:
