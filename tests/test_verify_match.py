@@ -109,6 +109,14 @@ def test_a_wrong_rewrite_is_refused_and_says_by_how_much(rewriting):
     assert event.reason.startswith("'y' differs") and "as function bodies" in event.reason
 
 
+def test_another_dtype_is_refused():
+    def narrowed(new, m):
+        return new.onnx.Cast(new.RMSNorm(m.x, m.weight, epsilon=m.eps), to="float16")
+
+    (event,) = outcome(norm_model(), norm_fusion(narrowed, {"float32": 1e-2}))[0]
+    assert isinstance(event, Refused) and "'y' was float32 and becomes float16" in event.reason
+
+
 def test_a_small_error_is_caught_in_half_precision_too():
     events, _ = outcome(norm_model("float16"), norm_fusion(without_weight))
     assert isinstance(events[0], Refused)

@@ -168,7 +168,6 @@ class _Assembly:
                 nodes.append(ir.Node("", "Identity", [made]))
                 made = nodes[-1].outputs[0]
                 made.name = f"returned:{len(outputs)}"
-            made.type = ir.TensorType(self._dtype(facts.dtype(value)))
             outputs.append(made)
         graph = ir.Graph(
             inputs,

@@ -220,6 +220,9 @@ class Trial:
         worst = 0.0
         for index, value in enumerate(self.candidate.outputs):
             reference = (exact or old)[index]
+            dtype = self.facts.dtype(value)
+            if dtype is not None and new[index].dtype != dtype.numpy():
+                return f"{value.name!r} was {operators.dtype_name(dtype)} and becomes {new[index].dtype}", np.inf
             counts = defined(reference.shape, point, self._token_axis(value)) if masked else None
             noise = difference(reference, old[index], counts).max_rel if exact and old else 0.0
             found = difference(reference, new[index], counts)
