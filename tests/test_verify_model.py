@@ -168,6 +168,35 @@ def test_an_original_that_never_runs_is_an_error():
         validate(only_for(1009), only_for(1009))
 
 
+def test_a_fused_model_that_does_not_load_or_run_fails():
+    unknown = embedding_model()
+    unknown.graph.node[-1].op_type = "NoSuchOperator"
+    result = validate(ir.from_proto(embedding_model()), ir.from_proto(unknown))
+    assert not result.passed and "cannot load the model" in result.notes[-1]
+    picky = embedding_model()
+    picky.graph.node.append(helper.make_node("Reshape", ["logits", "flat"], ["groups"]))
+    picky.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 16 * 1009]), "flat"))
+    result = validate(ir.from_proto(embedding_model()), ir.from_proto(picky))
+    assert not result.passed and "the fused model fails on batch=1 length=1 past=0" in result.notes[-1]
+
+
+def test_a_model_that_rounds_activations_to_8_bits_gets_the_tolerance_that_this_needs():
+    quantised = embedding_model()
+    quantised.graph.node.extend(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["scaled"], ["bytes", "step", "zero"]),
+            helper.make_node("DequantizeLinear", ["bytes", "step", "zero"], ["rounded"]),
+        ]
+    )
+    project = next(node for node in quantised.graph.node if node.name == "project")
+    project.input[0] = "rounded"
+    quantised.graph.node.remove(project)
+    quantised.graph.node.append(project)
+    model = ir.from_proto(quantised)
+    assert validate(model, model).outputs[0].tolerance == 0.3
+    assert validate(model, model, tolerance=1e-3).outputs[0].tolerance == 1e-3
+
+
 def test_models_with_different_interfaces_are_not_compared():
     other = embedding_model()
     other.graph.input[0].name = other.graph.node[0].input[1] = "tokens"

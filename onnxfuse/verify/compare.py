@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxfuse.verify.feeds import visible
 from onnxfuse.verify.interface import Point
@@ -14,6 +15,17 @@ from onnxfuse.verify.interface import Point
 # float32 would then get 5e-6, but a network multiplies an error by what its norms and softmaxes amplify, seen up to
 # 1e-4 on exported models: ten times that, with the same margin that ONNX Runtime's own optimisations need.
 TOLERANCES = {"float64": 2e-3, "float32": 2e-3, "float16": 4e-2, "bfloat16": 0.3}
+# A model that rounds activations to 8 bits as it runs turns the last bit of a float into a step of 2^-8.
+QUANTISED_TOLERANCE = TOLERANCES["bfloat16"]
+
+
+def rounds_activations(model: ir.Model) -> bool:
+    """Whether `model` quantises activations to 8 bits while it runs."""
+    return any(
+        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+        or (node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == 4)
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+    )
 
 
 @dataclass(frozen=True)

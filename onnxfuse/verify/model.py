@@ -13,7 +13,14 @@ import onnx_ir as ir
 from onnxfuse import model_io
 from onnxfuse.errors import UsageError
 from onnxfuse.report import OutputCheck, Verification
-from onnxfuse.verify.compare import TOLERANCES, Difference, defined, difference
+from onnxfuse.verify.compare import (
+    QUANTISED_TOLERANCE,
+    TOLERANCES,
+    Difference,
+    defined,
+    difference,
+    rounds_activations,
+)
 from onnxfuse.verify.feeds import draw, grid
 from onnxfuse.verify.interface import FREE_SIZES, Interface, Point
 from onnxfuse.verify.sessions import Session, first_line
@@ -52,72 +59,107 @@ def validate(
     UsageError
         A model cannot be loaded, or the original runs on none of the generated inputs.
     """
-    interface = Interface.of(model_io.load(original))
+    graph = model_io.load(original)
+    interface = Interface.of(graph)
     if interface.unknown:
         names = ", ".join(interface.unknown)
         raise UsageError(f"no values can be drawn for inputs without a known dtype and rank: {names}")
     same_interface(original, fused)
     points = grid(interface) if points is None else points
-    rounds = [("bodies", None)] + ([("library", library)] if library is not None else [])
-    total, done = len(points) * (1 + len(rounds)), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
+    ways = {"as function bodies": None} | ({"with the library": library} if library is not None else {})
+    ticks = _Ticks(len(points) * (1 + len(ways)), progress)
 
     reference = Session(original, provider=provider, threads=threads)
     interface = _fitted(interface, points, reference)
+    expected, notes = _reference_outputs(reference, interface, points, ticks)
+    del reference
+    if library is None:
+        notes.append("the operator library was not used: only function bodies were compared")
+    if tolerance is None and rounds_activations(graph):
+        tolerance = QUANTISED_TOLERANCE
+        notes.append(f"the original rounds activations to 8 bits as it runs, hence a tolerance of {tolerance}")
+
+    worst = _Worst()
+    for way, path in ways.items():
+        try:
+            session = Session(fused, library=path, provider=provider, threads=threads)
+        except UsageError as error:
+            return Verification("model", False, notes=(*notes, f"{way}: {error}"))
+        for point, outputs in expected.items():
+            feed = f"{point}, {way}"
+            try:
+                actual = session.run(draw(interface, point))
+            except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+                return Verification(
+                    "model", False, notes=(*notes, f"the fused model fails on {feed}: {first_line(error)}")
+                )
+            worst.see(outputs, actual, point, feed)
+            ticks.advance()
+        del session
+    checks = worst.checks(tolerance)
+    return Verification("model", all(check.passed for check in checks), checks, tuple(notes))
+
+
+class _Ticks:
+    """Counts runs for a progress bar."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.total = total
+        self.progress = progress
+        self.done = 0
+
+    def advance(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _reference_outputs(
+    session: Session, interface: Interface, points: Sequence[Point], ticks: _Ticks
+) -> tuple[dict[Point, Arrays], list[str]]:
+    """The original's outputs at every point that it accepts, and which those are."""
     expected: dict[Point, Arrays] = {}
-    notes: list[str] = []
     rejected: dict[str, list[Point]] = {}
     for point in points:
         try:
-            expected[point] = reference.run(draw(interface, point))
+            expected[point] = session.run(draw(interface, point))
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             rejected.setdefault(first_line(error), []).append(point)
-        advance()
-    del reference
+        ticks.advance()
     if not expected:
         reason = next(iter(rejected), "no input sizes to try")
         raise UsageError(f"the original model runs on none of the generated inputs: {reason}")
-    for reason, where in rejected.items():
-        notes.append(f"the original rejects {_listed(where)}: {reason}")
+    notes = [f"{len(expected)} inputs: {_listed(list(expected))}"]
+    notes += [f"the original rejects {_listed(where)}: {reason}" for reason, where in rejected.items()]
+    return expected, notes
 
-    worst: dict[str, tuple[Difference, str]] = {}
-    counted: dict[str, int] = {}
-    for way, path in rounds:
-        session = Session(fused, library=path, provider=provider, threads=threads)
-        for point in points:
-            if point in expected:
-                feed = f"{point}, as function bodies" if way == "bodies" else f"{point}, with the library"
-                try:
-                    actual = session.run(draw(interface, point))
-                except Exception as error:
-                    return Verification(
-                        "model", False, notes=(*notes, f"the fused model fails on {feed}: {first_line(error)}")
-                    )
-                for name, wanted in expected[point].items():
-                    found = difference(wanted, actual[name], defined(wanted.shape, point))
-                    counted[name] = counted.get(name, 0) + found.compared
-                    if name not in worst or found.max_rel > worst[name][0].max_rel:
-                        worst[name] = (found, feed)
-            advance()
-        del session
-    dtypes = {name: array.dtype.name for name, array in next(iter(expected.values())).items()}
-    checks = []
-    for name, (found, feed) in worst.items():
-        allowed = TOLERANCES.get(dtypes[name], 0.0) if tolerance is None else tolerance
-        checks.append(
-            OutputCheck(
-                name, found.max_abs, found.max_rel, allowed, found.max_rel <= allowed, found.worst, feed, counted[name]
+
+class _Worst:
+    """The largest difference of each output so far."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Difference, str]] = {}
+        self.compared: dict[str, int] = {}
+        self.dtypes: dict[str, str] = {}
+
+    def see(self, expected: Arrays, actual: Arrays, point: Point, feed: str) -> None:
+        for name, wanted in expected.items():
+            now = difference(wanted, actual[name], defined(wanted.shape, point))
+            self.dtypes[name] = wanted.dtype.name
+            self.compared[name] = self.compared.get(name, 0) + now.compared
+            if name not in self.found or now.max_rel > self.found[name][0].max_rel:
+                self.found[name] = (now, feed)
+
+    def checks(self, tolerance: float | None) -> tuple[OutputCheck, ...]:
+        """The verdict on every output; without `tolerance` by its dtype, integers exactly."""
+        checks = []
+        for name, (worst, feed) in self.found.items():
+            allowed = TOLERANCES.get(self.dtypes[name], 0.0) if tolerance is None else tolerance
+            passed = worst.max_rel <= allowed
+            checks.append(
+                OutputCheck(name, worst.max_abs, worst.max_rel, allowed, passed, worst.worst, feed, self.compared[name])
             )
-        )
-    if library is None:
-        notes.append("the operator library was not used: only function bodies were compared")
-    notes.insert(0, f"{len(expected)} inputs: {_listed(list(expected))}")
-    return Verification("model", all(check.passed for check in checks), tuple(checks), tuple(notes))
+        return tuple(checks)
 
 
 def same_interface(original: Model, fused: Model) -> None:
