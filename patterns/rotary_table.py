@@ -23,7 +23,7 @@ def outer_factor(positions, line, axis):
     return op.Cast(spread, to="float32") | early
 
 
-@fusion(stage="rotary", op="RotaryTable", tolerance={"float32": 1e-5})
+@fusion(stage="elementwise", op="RotaryTable", tolerance={"float32": 1e-5})
 def rotary_table(positions=tensor("B S"), line=tensor("S"), frequencies=constant(), scale=scalar()):
     """Rotary table: cos and sin of position * inv_freq, times the attention scaling."""
     spread = maybe.Expand(frequencies, ...)
