@@ -26,6 +26,7 @@ from onnxfuse.verify.bisect import guilty
 from onnxfuse.verify.match import MatchVerifier
 from onnxfuse.verify.model import validate
 
+OLDEST_OPSET = 13  # of the function bodies
 TARGETS = ("cpu", "cuda")
 LEVELS = ("op",)
 KV_CACHES = ("concat",)
@@ -161,6 +162,7 @@ class _Run:
     def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
         with self._timed("load"):
             loaded = model_io.load(self.source)
+            _check_opset(loaded)
             self._check_output(loaded)
             before = node_count(loaded)
         model, events, notes = self.rewritten(loaded, fusions)
@@ -279,6 +281,15 @@ class _Run:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _check_opset(model: ir.Model) -> None:
+    opset = model.opset_imports.get("", OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        raise UsageError(
+            f"the model is of ai.onnx opset {opset}, expected {OLDEST_OPSET} or newer: "
+            f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET})"
+        )
 
 
 def _library() -> Path | None:

@@ -313,3 +313,14 @@ def test_a_fused_model_runs_with_and_without_the_library(tmp_path, model):
     np.testing.assert_allclose(plain.run(None, feed)[0], expected, rtol=1e-5, atol=1e-6)  # ten float32 roundings
     kernel = onnxfuse.session(tmp_path / "fused.onnx").run(None, feed)[0]
     np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_an_opset_before_the_function_bodies_is_refused(capsys, tmp_path):
+    old = tmp_path / "old.onnx"
+    model = embedding_model()
+    model.opset_import[0].version = 11
+    old.write_bytes(model.SerializeToString())
+    status, _, error = run(capsys, "rewrite", old, "-o", tmp_path / "fused.onnx")
+    assert status == 2
+    assert "ai.onnx opset 11, expected 13 or newer" in error
+    assert not (tmp_path / "fused.onnx").exists()
