@@ -137,8 +137,8 @@ def _validate(options: argparse.Namespace) -> int:
             progress=lambda done, total: progress("comparing", done, total),
         )
     if options.json:
-        report = {"original": options.original, "fused": options.fused, **_plain(found)}
-        print(json.dumps(report, indent=2, default=float))
+        report = {"original": options.original, "fused": options.fused, **found.to_dict()}
+        print(json.dumps(report, indent=2, allow_nan=False))
     else:
         print_verification(_console(), found)
     return FINE if found.passed else FAILED
@@ -221,12 +221,6 @@ def _library(provider: str) -> Path | None:
         return runtime.library_path()
     except FileNotFoundError:
         return None
-
-
-def _plain(found: object) -> dict:
-    from dataclasses import asdict
-
-    return asdict(found)
 
 
 def _console() -> Console:

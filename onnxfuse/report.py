@@ -7,6 +7,7 @@ number of times a rule fired.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,13 @@ class OutputCheck:
     feed: str = ""
     compared: int = 0
 
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form; a difference that no number measures (another shape, NaN) is null."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -47,6 +55,10 @@ class Verification:
     outputs: tuple[OutputCheck, ...] = ()
     notes: tuple[str, ...] = ()
     guilty: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
+        return {**asdict(self), "outputs": [check.to_dict() for check in self.outputs]}
 
 
 @dataclass
@@ -74,13 +86,13 @@ class Report:
             "fused": dict(sorted(self.fused.items())),
             "refused": [asdict(entry) for entry in self.refused],
             "near_misses": [asdict(entry) for entry in self.near_misses],
-            "verification": asdict(self.verification),
+            "verification": self.verification.to_dict(),
             "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
         }
 
     def to_json(self) -> str:
         """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=2, default=float) + "\n"
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def print(self, console: Console, *, verbose: bool = False) -> None:
         """The report as text for people; `verbose` adds refusals and near misses one by one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import onnx
 import onnx_ir as ir
@@ -71,6 +72,13 @@ def test_json_has_the_documented_keys():
     assert data["near_misses"][0]["expected"] == "-1"
     assert data["verification"]["outputs"][0]["max_rel"] == 0.25
     assert data["seconds"] == {"load": 0.123, "rewrite": 1.0}
+
+
+def test_json_has_no_infinities():
+    report = example()
+    report.verification = Verification("model", False, (OutputCheck("y", math.inf, math.nan, 1e-3, False),))
+    (check,) = json.loads(report.to_json())["verification"]["outputs"]
+    assert check["max_abs"] is None and check["max_rel"] is None and check["passed"] is False
 
 
 def test_text_names_counts_refusals_and_the_failing_output():
