@@ -31,8 +31,18 @@ def _numbers(least: int) -> Callable[[str], list[int]]:
             raise ValueError
         return found
 
-    numbers.__name__ = "list of numbers"
+    numbers.__name__ = f"list of numbers of at least {least}"
     return numbers
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    number.__name__ = f"number of at least {least}"
+    return number
 
 
 def _positive(text: str) -> float:
@@ -152,10 +162,12 @@ def _add_bench(commands) -> argparse.ArgumentParser:
     command.add_argument("fused", metavar="FUSED")
     command.add_argument("--prompt", type=_numbers(1), default=[1, 128], metavar="N,M", help="new tokens (1,128)")
     command.add_argument("--past", type=_numbers(0), default=[0, 1024], metavar="N,M", help="cached tokens (0,1024)")
-    command.add_argument("--batch", type=int, default=1, help="sequences (1)")
+    command.add_argument("--batch", type=_number(1), default=1, help="sequences (1)")
     command.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run")
-    command.add_argument("--threads", type=int, default=0, help="threads of each session (default: ONNX Runtime's)")
-    command.add_argument("--repeat", type=int, default=REPEATS, help=f"runs of each model a row ({REPEATS})")
+    command.add_argument(
+        "--threads", type=_number(0), default=0, help="threads of each session (default: ONNX Runtime's)"
+    )
+    command.add_argument("--repeat", type=_number(1), default=REPEATS, help=f"runs of each model a row ({REPEATS})")
     command.add_argument("--json", action="store_true", help="print data instead of a table")
     return command
 
@@ -165,7 +177,7 @@ def _add_view(commands) -> argparse.ArgumentParser:
         "view", help="open a model in Netron", description="Open MODEL in Netron; a fused node opens into its body."
     )
     command.add_argument("model", metavar="MODEL")
-    command.add_argument("--port", type=int, help="port to serve on (default: one that is free)")
+    command.add_argument("--port", type=_number(1), help="port to serve on (default: one that is free)")
     return command
 
 

@@ -264,7 +264,8 @@ def test_bench_times_both_models_and_prints_rows(capsys, tmp_path, model):
         assert row["ratio"] == pytest.approx(row["original"] / row["fused"])
     status, out, _ = run(capsys, "bench", model, fused, "--prompt", "2", "--past", "0", "--repeat", "3")
     assert status == 0 and "tokens/s" in out
-    assert run(capsys, "bench", model, fused, "--prompt", "zero")[0] == 2
+    for wrong in (["--prompt", "zero"], ["--prompt", "0"], ["--past", "-1"], ["--batch", "0"], ["--threads", "-1"]):
+        assert run(capsys, "bench", model, fused, *wrong)[0] == 2
 
 
 def test_view_serves_the_model_with_netron(capsys, model, monkeypatch):

@@ -98,6 +98,7 @@ def test_undefined_values_are_those_of_padding_tokens():
     assert not pads[1, 0] and pads[0].all()
     np.testing.assert_array_equal(defined((2, 3, 8), point)[..., 0], pads[:, 2:])
     np.testing.assert_array_equal(defined((2, 4, 5, 16), point)[:, 0, :, 0], pads)
+    np.testing.assert_array_equal(defined((2, 3, 4, 16), point)[:, :, 0, 0], pads[:, 2:])
     assert defined((7, 3), point) is None and defined((2, 3, 8), Point(2, 3, 2)) is None
 
 

@@ -68,16 +68,14 @@ def defined(shape: tuple[int, ...], point: Point, axis: int | None = None) -> np
 
     A padding token attends to nothing, and exporters differ in what they compute there: its hidden state, its logits
     and, from the second layer on, its key and value are undefined. The tokens are on `axis`; if that is not given, on
-    axis 1 of [B, S, ...] and on axis 2 of [B, N, S or T, ...].
+    axis 1 of [B, S, ...] and on axis 2 of [B, N, S or T, ...], or on axis 1 of that where only its size fits.
     """
     if point.padding == "none" or len(shape) < 2 or shape[0] != point.batch:
         return None
-    keys = visible(point)
-    axis = (2 if len(shape) == 4 else 1) if axis is None else axis
-    if shape[axis] == point.total:
-        rows = keys
-    elif shape[axis] == point.length:
-        rows = keys[:, point.past :]
-    else:
+    places = [axis] if axis is not None else [2, 1] if len(shape) == 4 else [1]
+    axis = next((place for place in places if shape[place] in (point.total, point.length)), None)
+    if axis is None:
         return None
+    keys = visible(point)
+    rows = keys if shape[axis] == point.total else keys[:, point.past :]
     return rows.reshape([point.batch, *([1] * (axis - 1)), shape[axis], *([1] * (len(shape) - axis - 1))])

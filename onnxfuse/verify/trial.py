@@ -8,8 +8,9 @@ than the graph is not punished for being more exact. Rows of padding tokens, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnxfuse import dims, operators
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.errors import UsageError
 from onnxfuse.splice import Candidate
-from onnxfuse.verify.compare import defined, difference
+from onnxfuse.verify.compare import Difference, defined, difference
 from onnxfuse.verify.feeds import draw
 from onnxfuse.verify.interface import Point
 from onnxfuse.verify.sessions import Session, first_line
@@ -108,26 +109,25 @@ class Trial:
         for index, point in enumerate(self.points()):
             sizes, feed = self._sizes(point)
             arrays = self._draw(sizes, feed, SCALES[index % len(SCALES)], index)
-            masked = any(self.verifier.roles.get(value) == "mask" for value in arrays)
             old, exact = None, None
             try:
-                old = self._run(plain, self.before, arrays, {}) if plain else None
+                old = self._run(plain, self.before, arrays) if plain else None
                 if reference is not None and (old is None or self._largest(sizes) <= WIDEST):
                     exact = self._run(reference, self.before, arrays, wide)
             except Exception as error:  # ONNX Runtime raises a dozen unrelated types
                 failure = first_line(error)
                 if old is None:
                     continue
+            masked = any(self.verifier.roles.get(value) == "mask" for value in arrays)
             for way, session in sessions.items():
-                where = f"at {point}, {way}"
                 try:
-                    new = self._run(session, self.after, arrays, {})
+                    new = self._run(session, self.after, arrays)
                 except Exception as error:
-                    return Verdict(f"the new nodes fail {where}: {first_line(error)}")
-                reason, found = self._compare(old, exact, new, point, masked)
+                    return Verdict(f"the new nodes fail at {point}, {way}: {first_line(error)}")
+                reason, found = self._compare(old, exact, new, point if masked else replace(point, padding="none"))
                 worst = max(worst, found)
                 if reason is not None:
-                    return Verdict(f"{reason} {where}", compared, worst)
+                    return Verdict(f"{reason} at {point}, {way}", compared, worst)
             compared += 1
         if not compared:
             return Verdict(f"cannot be verified: the old nodes run on no inputs of these shapes: {failure}")
@@ -206,7 +206,13 @@ class Trial:
             array /= np.float32(np.sqrt(max(shape[-2], 1)))  # a product keeps the size of its input
         return array.astype(dtype.numpy())
 
-    def _run(self, session: Session, piece: Slice, arrays: Arrays, wide: dict) -> list[np.ndarray]:
+    def _run(
+        self,
+        session: Session,
+        piece: Slice,
+        arrays: Arrays,
+        wide: Mapping[ir.DataType, ir.DataType] = MappingProxyType({}),
+    ) -> list[np.ndarray]:
         feed = {}
         for name, value in zip(session.input_names, (*piece.inputs, *piece.known), strict=True):
             dtype = wide.get(self.facts.dtype(value))
@@ -215,30 +221,22 @@ class Trial:
         return [results[name] for name in session.outputs]
 
     def _compare(
-        self, old: Sequence | None, exact: Sequence | None, new: Sequence, point: Point, masked: bool
+        self, old: Sequence | None, exact: Sequence | None, new: Sequence, point: Point
     ) -> tuple[str | None, float]:
+        """What is wrong with the outputs `new`, None if nothing is, and the largest difference."""
         worst = 0.0
         for index, value in enumerate(self.candidate.outputs):
             reference = (exact or old)[index]
             dtype = self.facts.dtype(value)
             if dtype is not None and new[index].dtype != dtype.numpy():
                 return f"{value.name!r} was {operators.dtype_name(dtype)} and becomes {new[index].dtype}", np.inf
-            counts = defined(reference.shape, point, self._token_axis(value)) if masked else None
+            counts = defined(reference.shape, point, self._token_axis(value))
             noise = difference(reference, old[index], counts).max_rel if exact and old else 0.0
             found = difference(reference, new[index], counts)
             worst = max(worst, found.max_rel)
             allowed = self._tolerance(value) + 2 * (noise if np.isfinite(noise) else 0.0)
             if found.max_rel > allowed:
-                shapes = (
-                    ""
-                    if reference.shape == new[index].shape
-                    else f" in shape, {new[index].shape} for {reference.shape},"
-                )
-                return (
-                    f"{value.name!r} differs{shapes} by {found.max_rel:.1e} relative at {list(found.worst)}, "
-                    f"{allowed:.1e} is allowed,",
-                    worst,
-                )
+                return f"{value.name!r} differs {_by(reference, new[index], found)}, {allowed:.1e} is allowed,", worst
         return None, worst
 
     def _token_axis(self, value: ir.Value) -> int | None:
@@ -252,3 +250,9 @@ class Trial:
         dtype = max(dtypes & set(UNIT_ROUNDOFF), key=UNIT_ROUNDOFF.get, default=None)
         stated = self.candidate.fusion.tolerance.get(dtype)
         return ROUNDINGS * UNIT_ROUNDOFF.get(dtype, 0.0) if stated is None else stated
+
+
+def _by(reference: np.ndarray, actual: np.ndarray, found: Difference) -> str:
+    if reference.shape != actual.shape:
+        return f"in shape, {list(actual.shape)} for {list(reference.shape)}"
+    return f"by {found.max_rel:.1e} relative at {list(found.worst)}"
