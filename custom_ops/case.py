@@ -80,44 +80,40 @@ def single_node_model(
     """A model of one node named "the_node" of `operator` with the inputs of `case`, without a function body.
 
     `shapes` are those of the outputs, not stated in the model by default.
-    Values of bfloat16, which numpy does not know, enter and leave the model as float32.
     """
-    graph_inputs: list[ir.Value] = []
-    node_inputs: list[ir.Value | None] = []
-    nodes: list[ir.Node] = []
-    for name, array in case.arrays().items():
-        if array is None:
-            node_inputs.append(None)
-            continue
-        value = ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
-        node_inputs.append(value)
-        if value.dtype == ir.DataType.BFLOAT16:
-            wide = ir.val(f"{name}_float32", ir.DataType.FLOAT, array.shape)
-            nodes.append(ir.node("Cast", [wide], {"to": value.dtype}, outputs=[value]))
-            value = wide
-        graph_inputs.append(value)
+    inputs = [
+        None if array is None else ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
+        for name, array in case.arrays().items()
+    ]
     outputs = [ir.val(name, ir.DataType.from_numpy(DTYPES[dtype])) for name, dtype in case.outputs.items()]
     for value, shape in zip(outputs, shapes or (), strict=shapes is not None):
         value.shape = ir.Shape(shape)
-    node = ir.node(operator, node_inputs, dict(case.attributes), domain=DOMAIN, name="the_node", outputs=outputs)
-    nodes.append(node)
-    graph_outputs = []
-    for value in outputs:
-        if value.dtype == ir.DataType.BFLOAT16:
-            wide = ir.val(f"{value.name}_float32", ir.DataType.FLOAT, value.shape)
-            nodes.append(ir.node("Cast", [value], {"to": wide.dtype}, outputs=[wide]))
-            value = wide
-        graph_outputs.append(value)
-    graph = ir.Graph(graph_inputs, graph_outputs, nodes=nodes, opset_imports={"": opset, DOMAIN: 1}, name=case.name)
+    node = ir.node(operator, inputs, dict(case.attributes), domain=DOMAIN, name="the_node", outputs=outputs)
+    present = [value for value in inputs if value is not None]
+    graph = ir.Graph(present, outputs, nodes=[node], opset_imports={"": opset, DOMAIN: 1}, name=case.name)
     return ir.Model(graph, ir_version=10)
 
 
+def widen_edges(model: ir.Model) -> None:
+    """Makes inputs and outputs of bfloat16, which numpy does not know, float32, with Casts inside."""
+    graph = model.graph
+    for values, is_input in ((graph.inputs, True), (graph.outputs, False)):
+        for i, value in enumerate(values):
+            if value.dtype != ir.DataType.BFLOAT16:
+                continue
+            wide = values[i] = ir.val(f"{value.name}_float32", ir.DataType.FLOAT, value.shape)
+            if is_input:
+                graph.insert_before(graph[0], ir.node("Cast", [wide], {"to": value.dtype}, outputs=[value]))
+            else:
+                graph.append(ir.node("Cast", [value], {"to": wide.dtype}, outputs=[wide]))
+
+
 def feed(case: Case) -> dict[str, np.ndarray]:
-    """The inputs of `single_node_model`."""
-    return {
-        f"{name}_float32" if array.dtype == DTYPES["bfloat16"] else name: (
-            array.astype(np.float32) if array.dtype == DTYPES["bfloat16"] else array
-        )
-        for name, array in case.arrays().items()
-        if array is not None
-    }
+    """The inputs of `single_node_model` after `widen_edges`."""
+    arrays = {}
+    for name, array in case.arrays().items():
+        if array is not None and array.dtype == DTYPES["bfloat16"]:
+            arrays[f"{name}_float32"] = array.astype(np.float32)
+        elif array is not None:
+            arrays[name] = array
+    return arrays

@@ -37,3 +37,10 @@ def body(node: ir.Node, opset: int) -> ir.Function:
     if node.op_type not in folders():
         raise ValueError(f"no operator {node.op_type!r} in domain onnxfuse; there are {', '.join(sorted(folders()))}")
     return Body(node, opset).build(part(node.op_type, "function").function)
+
+
+def attach(node: ir.Node, model: ir.Model) -> None:
+    """Gives a fused node its function body, in the model that holds the node."""
+    function = body(node, model.opset_imports[""])
+    node.overload = function.overload
+    model.functions[function.identifier()] = function

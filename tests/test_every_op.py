@@ -13,8 +13,9 @@ import onnx_ir as ir
 import pytest
 
 import onnxfuse
-from onnxfuse.custom_ops.case import Case, feed, single_node_model
-from onnxfuse.custom_ops.functions import body, folders, part
+from onnxfuse.custom_ops.body import DOMAIN
+from onnxfuse.custom_ops.case import Case, feed, single_node_model, widen_edges
+from onnxfuse.custom_ops.functions import attach, body, folders, part
 
 CASES = [
     (operator, case) for operator in sorted(folders()) for case in part(operator, "cases").cases() if not case.benchmark
@@ -25,17 +26,12 @@ REFUSED = [
 
 
 def one_case_of_each_body() -> list[tuple[str, Case]]:
-    """The first case of every overload of every function."""
+    """The first case of every function body that is made of other operators than those before."""
     found = {}
     for operator, case in CASES:
-        node = node_of(single_node_model(operator, case, 18), operator)
-        found.setdefault(body(node, 18).identifier(), (operator, case))
+        function = body(single_node_model(operator, case, 18).graph[0], 18)
+        found.setdefault((operator, *(node.op_type for node in function)), (operator, case))
     return list(found.values())
-
-
-def node_of(model: ir.Model, operator: str) -> ir.Node:
-    (node,) = (node for node in model.graph if node.op_type == operator)
-    return node
 
 
 def expected(operator: str, case: Case) -> tuple[np.ndarray, ...]:
@@ -53,26 +49,55 @@ def check(case: Case, results: list[np.ndarray], want: tuple[np.ndarray, ...], *
         )
 
 
-def with_body(operator: str, case: Case, opset: int, shapes: list[tuple[int, ...]]) -> onnx.ModelProto:
+def kernel_model(operator: str, case: Case) -> ir.Model:
+    """The model of one node without a function, so that only the kernel can run it."""
+    model = single_node_model(operator, case, opset=18)
+    widen_edges(model)
+    return model
+
+
+def body_model(operator: str, case: Case, opset: int, want: tuple[np.ndarray, ...]) -> onnx.ModelProto:
     """The model of one node and its function."""
-    model = single_node_model(operator, case, opset, shapes)
-    node = node_of(model, operator)
-    function = body(node, opset)
-    node.overload = function.overload
-    model.functions[function.identifier()] = function
+    model = single_node_model(operator, case, opset, [value.shape for value in want])
+    attach(model.graph[0], model)
+    widen_edges(model)
     return ir.to_proto(model)
 
 
 @pytest.mark.parametrize(("operator", "case"), CASES, ids=str)
 def test_kernel_agrees_with_the_reference(operator: str, case: Case) -> None:
-    session = onnxfuse.session(single_node_model(operator, case, opset=18))
-    check(case, session.run(None, feed(case)), expected(operator, case), is_body=False)
+    results = onnxfuse.session(kernel_model(operator, case)).run(None, feed(case))
+    check(case, results, expected(operator, case), is_body=False)
+
+
+@pytest.mark.parametrize("operator", sorted(folders()))
+def test_kernels_agree_when_all_cases_are_one_model(operator: str) -> None:
+    cases = [case for name, case in CASES if name == operator]
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="all")
+    inputs = {}
+    for i, case in enumerate(cases):
+        part_graph = kernel_model(operator, case).graph
+        for value in (*part_graph.inputs, *(value for node in part_graph for value in node.outputs)):
+            value.name = f"{value.name}_{i}"
+        for node in part_graph:
+            node.name = f"{node.name}_{i}"
+        starts, ends, nodes = list(part_graph.inputs), list(part_graph.outputs), list(part_graph)
+        part_graph.inputs.clear()
+        part_graph.outputs.clear()
+        part_graph.remove(nodes)
+        graph.inputs.extend(starts)
+        graph.outputs.extend(ends)
+        graph.extend(nodes)
+        inputs |= {f"{name}_{i}": array for name, array in feed(case).items()}
+    results = iter(onnxfuse.session(ir.Model(graph, ir_version=10)).run(None, inputs))
+    for case in cases:
+        check(case, [next(results) for _ in case.outputs], expected(operator, case), is_body=False)
 
 
 @pytest.mark.parametrize(("operator", "case"), CASES, ids=str)
 def test_body_agrees_with_the_reference(operator: str, case: Case) -> None:
     want = expected(operator, case)
-    model = with_body(operator, case, 18, [value.shape for value in want])
+    model = body_model(operator, case, 18, want)
     check(case, onnxfuse.session(model, ops=[]).run(None, feed(case)), want, is_body=True)
 
 
@@ -80,7 +105,7 @@ def test_body_agrees_with_the_reference(operator: str, case: Case) -> None:
 @pytest.mark.parametrize(("operator", "case"), one_case_of_each_body(), ids=str)
 def test_body_is_valid_at_every_opset(operator: str, case: Case, opset: int) -> None:
     want = expected(operator, case)
-    model = with_body(operator, case, opset, [value.shape for value in want])
+    model = body_model(operator, case, opset, want)
     onnx.checker.check_model(model, full_check=True)
     check(case, onnxfuse.session(model, ops=[]).run(None, feed(case)), want, is_body=True)
 
@@ -88,28 +113,28 @@ def test_body_is_valid_at_every_opset(operator: str, case: Case, opset: int) -> 
 @pytest.mark.parametrize(("operator", "case"), one_case_of_each_body(), ids=str)
 def test_body_agrees_with_the_reference_in_the_onnx_evaluator(operator: str, case: Case) -> None:
     want = expected(operator, case)
-    model = with_body(operator, case, 18, [value.shape for value in want])
+    model = body_model(operator, case, 18, want)
     check(case, onnx.reference.ReferenceEvaluator(model).run(None, feed(case)), want, is_body=True)
 
 
 @pytest.mark.parametrize(("operator", "case", "message"), REFUSED, ids=str)
 def test_kernel_refuses_bad_input(operator: str, case: Case, message: str) -> None:
     with pytest.raises(Exception) as error:  # ONNX Runtime has no class for what custom operators raise
-        onnxfuse.session(single_node_model(operator, case, opset=18)).run(None, feed(case))
+        onnxfuse.session(kernel_model(operator, case)).run(None, feed(case))
     assert f"onnxfuse.{operator} (node the_node): " in str(error.value)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("target", ["scalar", "avx2", "avx512"])
 def test_kernels_of_every_simd_target(target: str) -> None:
-    """Runs the tests of the kernels in a process that is told to use `target`."""
+    """Runs all cases in a process that is told to use `target`."""
     environment = {**os.environ, "ONNXFUSE_SIMD": target}
     probe = [sys.executable, "-P", "-c", "import onnxfuse; onnxfuse.session_options()"]
     probed = subprocess.run(probe, env=environment, capture_output=True, text=True, check=False)
     if "this machine only has" in probed.stderr:
         pytest.skip(f"this machine has no {target}")
     assert probed.returncode == 0, probed.stderr
-    tests = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "kernel_agrees", __file__]
+    tests = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "one_model", __file__]
     run = subprocess.run(tests, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
 
