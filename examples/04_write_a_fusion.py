@@ -1,41 +1,39 @@
-"""Write a fusion: a pattern is a Python function, its parameters are what it captures.
+"""Write a fusion: what to look for, what it must satisfy, what takes its place. It is verified like the others."""
 
-This one rewrites x * sigmoid(x) to ONNX Runtime's own QuickGelu. In the repository it would be a file in patterns/.
+import onnx.parser
+
+import onnxfuse
+from onnxfuse.dsl import any_of, fusion, op, tensor
+
+MODEL = """
+<ir_version: 9, opset_import: ["" : 17]>
+mobile (float[N, 16] x) => (float[N, 16] y) <float three = {3}, float zero = {0}, float six = {6}> {
+    shifted = Add(three, x)
+    gate = Clip(shifted, zero, six)
+    product = Mul(x, gate)
+    y = Div(product, six)
+}
 """
 
-import onnx_ir as ir
-from onnx import TensorProto, helper
 
-from onnxfuse.dsl import fusion, op, tensor
-from onnxfuse.normalise import normalise
-from onnxfuse.rewriter import rewrite
-
-
-@fusion(stage="elementwise")
-def quick_gelu(x=tensor()):
-    """x * sigmoid(x), in either order of the operands."""
-    return x * op.Sigmoid(x)
+@fusion(stage="elementwise", tolerance={"float32": 1e-6})
+def hard_swish(x=tensor("... D")):
+    """HardSwish: y = x * clip(x + 3, 0, 6) / 6, in either order of the factors."""
+    gate = op.Clip(x + 3.0, 0.0, 6.0)
+    return any_of(x * gate / 6.0, x * (gate / 6.0), (x / 6.0) * gate)
 
 
-@quick_gelu.check
+@hard_swish.check
 def supported(m):
-    yield m.x.dtype == "float32", "x is {m.x}, expected float32"
+    yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; HardSwish takes {m.FLOATS}"
 
 
-@quick_gelu.rewrite
+@hard_swish.rewrite
 def fused(new, m):
-    return new.ns("com.microsoft").QuickGelu(m.x, alpha=1.0)
+    return new.onnx.HardSwish(m.x)
 
 
-def silu_model():
-    nodes = [helper.make_node("Sigmoid", ["x"], ["s"]), helper.make_node("Mul", ["s", "x"], ["y"], name="silu")]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in "xy"]
-    graph = helper.make_graph(nodes, "silu", values[:1], values[1:])
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
-
-
-if __name__ == "__main__":
-    model = silu_model()
-    for event in rewrite(model, normalise(model), [quick_gelu]):
-        print(event)
-    print([node.op_type for node in model.graph])
+result = onnxfuse.optimize(onnx.parser.parse_model(MODEL), fusions=[hard_swish])
+for event in result.events:
+    print(event)
+print([node.op_type for node in result.model.graph])

@@ -50,9 +50,9 @@ def optimize(
     output: str | os.PathLike | None = None,
     *,
     target: str = "cpu",
-    fusions: Iterable[str] | None = None,
-    skip: Iterable[str] = (),
-    require: Iterable[str] = (),
+    fusions: Iterable[str | Fusion] | None = None,
+    skip: Iterable[str | Fusion] = (),
+    require: Iterable[str | Fusion] = (),
     level: str = "op",
     kv_cache: str = "concat",
     verify: str = "match",
@@ -69,9 +69,9 @@ def optimize(
         Where to write the result; without it the result is only returned.
     target : "cpu" | "cuda"
         What the result shall run on.
-    fusions, skip : names, optional
+    fusions, skip : names or Fusions, optional
         Only these fusions; all but those. `onnxfuse list` names them.
-    require : names
+    require : names or Fusions
         Fusions that must have been applied.
     level : "op"
         How much one fused node may comprise.
@@ -122,14 +122,16 @@ def explain(model: Source, *, verify: str = "match", progress: Progress | None =
     return optimize(model, verify=verify, progress=progress)
 
 
-def choose(fusions: Iterable[str] | None = None, skip: Iterable[str] = ()) -> tuple[Fusion, ...]:
+def choose(fusions: Iterable[str | Fusion] | None = None, skip: Iterable[str | Fusion] = ()) -> tuple[Fusion, ...]:
     """The fusions of these names (None: all) without those to skip. Raises UsageError for an unknown name."""
     skipped = {_known(name) for name in skip}
     wanted = catalog.fusions() if fusions is None else {_known(name): None for name in fusions}
     return tuple(fusion for fusion in wanted if fusion not in skipped)
 
 
-def _known(name: str) -> Fusion:
+def _known(name: str | Fusion) -> Fusion:
+    if isinstance(name, Fusion):
+        return name
     by_name = {fusion.name: fusion for fusion in catalog.fusions()}
     if name not in by_name:
         close = difflib.get_close_matches(name, by_name, 1)

@@ -11,8 +11,9 @@ PRINTED = {
     "01_export_a_tiny_llama.py": "tiny_llama.onnx: ",
     "02_fuse_and_run.py": "'GatedMLP': 2",
     "03_why_not.py": "expected constant scalar, found 'epsilon' float32[]",
-    "04_write_a_fusion.py": "['QuickGelu']",
+    "04_write_a_fusion.py": "['HardSwish']",
     "05_decode_with_a_cache.py": "[1, 2, 3, ",
+    "06_without_the_library.py": "ONNX Runtime loads it without onnxfuse",
 }
 
 

@@ -1,4 +1,4 @@
-"""The model zoo: exported models with samples, in the folder that ONNXFUSE_MODEL_ZOO names; its README.md tells more."""
+"""The model zoo: exported models with samples, in the folder that ONNXFUSE_MODEL_ZOO names (see its README.md)."""
 
 from __future__ import annotations
 
