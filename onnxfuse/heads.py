@@ -60,9 +60,18 @@ def merges_heads(value, facts):
     return len(out) == 3 and out == (rows[0], rows[1], rows[2] * rows[3])
 
 
-def with_past(past, new):
-    """The cache followed by the new keys or values, or these alone."""
-    return op.Concat(past, new, axis=2) | new
+def read_by_transposes(value, facts):
+    """Whether nothing but Transposes reads the value."""
+    return not value.is_graph_output() and all(use.node.op_type == "Transpose" for use in value.uses())
+
+
+def with_past(past, past_rows, new, new_rows):
+    """The cache [B, K, P, D] followed by the new keys or values, that of [B, P, K, D], or the new ones alone."""
+    rows = op.Concat(past_rows, new_rows, axis=1).where(
+        read_by_transposes, "the rows with their past are read elsewhere"
+    )
+    fresh = heads_first(new, new_rows)
+    return any_of(op.Concat(past, fresh, axis=2), op.Transpose(rows, perm=HEADS_FIRST), fresh)
 
 
 def in_any_layout(context):
@@ -80,7 +89,8 @@ def supported(m):
     yield m.N % m.K == 0, "{m.N} query heads do not divide into groups for {m.K} key heads"
     yield dtype(m) in m.FLOATS, f"the values are {dtype(m)}; kernels exist for {m.FLOATS}"
     yield (m.past_key is None) == (m.past_value is None), "only one of key and value has a past"
-    for past in (m.past_key, m.past_value):
+    yield (m.past_key_rows is None) == (m.past_value_rows is None), "only one of key and value has a past of rows"
+    for past in (m.past_key, m.past_value, m.past_key_rows, m.past_value_rows):
         yield past is None or past.dtype == dtype(m), f"the past is {past}, the values are {dtype(m)}"
 
 
@@ -95,7 +105,10 @@ def broadcasts(mask, m):
 
 
 def attended(new, m, given, *, scale, softcap=0.0, causal=False):
-    """The operator on [B, S, N*D], with presents where the graph has a past or reads keys and values elsewhere."""
+    """The operator on [B, S, N*D], with presents where the graph has a past or reads keys and values elsewhere.
+
+    A past of rows [B, P, K, D] has no present: its keys and values are nobody else's, or computed for them as before.
+    """
     q = flat_rows(new, m.q, m.q_rows, m.N * m.D, dtype(m))
     k = flat_rows(new, m.k, m.k_rows, m.K * m.D, dtype(m))
     v = flat_rows(new, m.v, m.v_rows, m.K * m.E, dtype(m))
@@ -103,15 +116,19 @@ def attended(new, m, given, *, scale, softcap=0.0, causal=False):
     padding = closed.padding
     if padding is not None and m.facts.dtype(padding).is_floating_point():
         padding = new.onnx.Cast(padding, to="bool")
-    wants_present = m.past_key is not None or any(read_elsewhere(value, m) for value in m.outputs[1:])
+    of_rows = m.past_key_rows is not None
+    elsewhere = any(read_elsewhere(value, m) for value in m.outputs[1:])
+    wants_present = m.past_key is not None or (elsewhere and not of_rows)
+    past = (m.past_key_rows, m.past_value_rows) if of_rows else (m.past_key, m.past_value)
     results = new.Attention(
-        *(q, k, v, m.past_key, m.past_value, padding, bias),
+        *(q, k, v, *past, padding, bias),
         num_heads=m.N,
         kv_num_heads=m.K,
         scale=scale,
         causal=int(closed.causal or causal),
         window=closed.window,
         softcap=softcap,
+        **({"past_rows": 1} if of_rows else {}),
         outputs=3 if wants_present else 1,
     )
     y, *present = results if wants_present else (results,)
@@ -150,7 +167,7 @@ def read_elsewhere(value, m):
 
 
 def understood(new, m, given):
-    """The masks' closed form, and what is left of them as a bias [B|1, N|1, S|1, L] (None: nothing)."""
+    """The masks' closed form, and what is left of them as a bias [B|1, (N|1,) S|1, L] (None: nothing)."""
     closed, rest = masks.Mask(), []
     for captured in given:
         if captured is None:
@@ -163,7 +180,9 @@ def understood(new, m, given):
             closed = both
     if not rest:
         return closed, None
-    terms = [additive(new, captured) for captured in rest]
+    if len(rest) == 1 and (every_head := without_heads(rest[0])) is not None:
+        return closed, additive(new, rest[0], every_head)
+    terms = [additive(new, captured, captured.value) for captured in rest]
     bias = terms[0] if len(terms) == 1 else new.onnx.Add(*terms)
     rank = max(captured.rank for captured in rest)
     return closed, bias if rank == 4 else new.onnx.Unsqueeze(bias, np.arange(4 - rank))
@@ -175,8 +194,17 @@ def scores_shape(m):
     return query[0], query[2] if m.q is not None else query[1], keys[2]
 
 
-def additive(new, captured):
-    """A boolean mask as what it adds to the scores."""
+def without_heads(captured):
+    """The mask [B, S, L] that was unsqueezed to the captured [B, 1, S, L], None where there is none."""
+    node, shape = captured.value.producer(), captured.facts.shape(captured.value)
+    if node is None or node.op_type != "Unsqueeze" or node.domain or shape is None or len(shape) != 4 or shape[1] != 1:
+        return None
+    rows = node.inputs[0]
+    return rows if captured.facts.shape(rows) == (shape[0], *shape[2:]) else None
+
+
+def additive(new, captured, mask):
+    """The captured mask, given as `mask`, as what it adds to the scores: a boolean one is 0 or -infinity."""
     if captured.dtype != "bool":
-        return captured.value
-    return new.onnx.Where(captured.value, np.float32(0), np.float32(-np.inf))
+        return mask
+    return new.onnx.Where(mask, np.float32(0), np.float32(-np.inf))

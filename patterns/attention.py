@@ -8,7 +8,7 @@
                    present                                                    y -- (Reshape) -- (Transpose) --+
 
 q: [B, N, S, D], k: [B, K, L', D], v: [B, K, L', E] (or heads last but one, before their Transpose), N a multiple of K;
-past: [B, K, P, D|E]. float16|bfloat16|float32.
+past: [B, K, P, D|E], or [B, P, K, D|E] joined before the Transpose. float16|bfloat16|float32.
 A mask is recognised by what it lets through (onnxfuse.masks): causal, sliding window, padding. Any other mask is passed
 on as a bias, which is slower and right. The guard Where(IsNaN(p), 0, p) is what the operator does: a row that sees no
 key gives zeros.
@@ -38,6 +38,8 @@ def attention(
     v_rows=tensor("B _ K E"),
     past_key=tensor("B K P D"),
     past_value=tensor("B K P E"),
+    past_key_rows=tensor("B P K D"),
+    past_value_rows=tensor("B P K E"),
     mask=tensor(),
     second_mask=tensor(),
     visible=tensor(),
@@ -51,8 +53,8 @@ def attention(
     cap_factor=scalar(),
 ):
     """Attention: softmax(q @ k^T * scale + mask) @ v, grouped-query, with a KV cache or without."""
-    new_keys, new_values = heads_first(k, k_rows), heads_first(v, v_rows)
-    keys, values = with_past(past_key, new_keys), with_past(past_value, new_values)
+    keys = with_past(past_key, past_key_rows, k, k_rows)
+    values = with_past(past_value, past_value_rows, v, v_rows)
     queries = maybe.Cast(heads_first(q, q_rows))
 
     all_keys = for_every_query_head(keys)

@@ -23,10 +23,13 @@ def standard_attention(
     v_rows=tensor("B _ K E"),
     past_key=tensor("B K P D"),
     past_value=tensor("B K P E"),
+    past_key_rows=tensor("B P K D"),
+    past_value_rows=tensor("B P K E"),
     mask=tensor(),
 ):
     """Attention written as ai.onnx Attention, with its KV cache and the repetition of its heads."""
-    keys, values = with_past(past_key, heads_first(k, k_rows)), with_past(past_value, heads_first(v, v_rows))
+    keys = with_past(past_key, past_key_rows, k, k_rows)
+    values = with_past(past_value, past_value_rows, v, v_rows)
     attributes = {
         name: attr() for name in ("softmax_precision", "qk_matmul_output_mode", "q_num_heads", "kv_num_heads")
     }

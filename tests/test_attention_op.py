@@ -12,6 +12,7 @@ import onnxfuse
 from onnxfuse.custom_ops.attention.cases import MASK, case, padding, shared
 from onnxfuse.custom_ops.attention.reference import reference
 from onnxfuse.custom_ops.case import EPSILON, Case, Random, feed, single_node_model
+from onnxfuse.facts import Facts
 
 
 def run(one: Case, threads: int = 0) -> list[np.ndarray]:
@@ -40,7 +41,7 @@ def random_case(rng: np.random.Generator) -> Case:
     dtype = choice("float32", "float32", "float16", "bfloat16")
     bias = None
     if rng.random() < 0.3:
-        shape = (choice(1, batch), choice(1, heads[0]), choice(1, queries), keys)
+        shape = (choice(1, batch), *choice((), (choice(1, heads[0]),)), choice(1, queries), keys)
         bias = Random(shape, choice("float32", dtype))
     return case(
         batch=batch,
@@ -58,6 +59,7 @@ def random_case(rng: np.random.Generator) -> Case:
         causal=choice(0, 1),
         window=choice(0, 0, 3, 100),
         softcap=choice(0.0, 0.0, 4.0),
+        past_rows=choice(0, 0, 1),
     )
 
 
@@ -191,6 +193,25 @@ def test_shapes_are_inferred() -> None:
     assert [output.shape for output in session.get_outputs()] == [["b", "s", 64], ["b", 2, "t", 16], ["b", 2, "t", 16]]
 
 
+def test_shapes_of_rows_are_inferred() -> None:
+    """past_rows: the heads of present stand before its features."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18, "onnxfuse" : 1]>
+        g (float[b,3,64] q, float[b,3,32] k, float[b,3,32] v, float[b,4,2,16] pk, float[b,4,2,16] pv)
+        => (float y_out, float key_out, float value_out) {
+            y, key, value = onnxfuse.Attention <num_heads = 4, kv_num_heads = 2, past_rows = 1> (q, k, v, pk, pv)
+            y_out = Identity (y) key_out = Identity (key) value_out = Identity (value)
+        }"""
+    )
+    facts = Facts(ir.from_proto(model))
+    known = [facts.shape(value)[1:] for value in facts.model.graph.outputs]
+    assert known == [(3, 64), (7, 2, 16), (7, 2, 16)]
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    session = onnxfuse.session(model)
+    assert [output.shape for output in session.get_outputs()] == [["b", 3, 64], ["b", 7, 2, 16], ["b", 7, 2, 16]]
+
+
 def test_equal_signatures_share_one_body() -> None:
     """Overloads differ where the body must, and only there: shapes and the value of the scale do not matter."""
     from onnxfuse.custom_ops.functions import body
@@ -208,6 +229,9 @@ def test_equal_signatures_share_one_body() -> None:
         case(new=3, scale=0.5, window=2),
         case(new=3, scale=0.5, heads=(4, 2)),
         case(new=3, scale=0.5, past=2),
+        case(new=3, scale=0.5, past=2, past_rows=1),
+        case(new=3, scale=0.5, bias=Random((1, 3, 3))),
+        case(new=3, scale=0.5, bias=Random((1, 1, 3, 3))),
         case(new=3, scale=0.5, present=False),
         case(new=3, scale=0.5, ranks=(4, 3, 3)),
         case(new=3, scale=0.5, dtype="float16"),

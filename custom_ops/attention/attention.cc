@@ -97,9 +97,11 @@ class Attention {
       const Dim features = value_size.known() ? Dim{heads * value_size.size, ""} : unknown;
       shapes.output(kY, q->dtype, {batch, length(*q), features});
     }
-    const Dim keys = key_count(shapes, length(*k));
-    shapes.output(kPresentKey, q->dtype, {batch, Dim{kv_heads, ""}, keys, size(*k, kv_heads)});
-    shapes.output(kPresentValue, q->dtype, {batch, Dim{kv_heads, ""}, keys, value_size});
+    const bool rows_first = shapes.integer("past_rows", 0) != 0;
+    const Dim keys = key_count(shapes, length(*k), rows_first ? 1 : 2), kept_heads{kv_heads, ""};
+    const Dim second = rows_first ? keys : kept_heads, third = rows_first ? kept_heads : keys;
+    shapes.output(kPresentKey, q->dtype, {batch, second, third, size(*k, kv_heads)});
+    shapes.output(kPresentValue, q->dtype, {batch, second, third, value_size});
   }
 
   explicit Attention(const NodeInfo& node)
@@ -109,9 +111,12 @@ class Attention {
         softcap_(node.real("softcap", 0.0f)),
         causal_(node.integer("causal", 0) != 0),
         window_(node.integer("window", 0)),
-        shared_(node.integer("shared_cache", 0) != 0) {
+        shared_(node.integer("shared_cache", 0) != 0),
+        rows_first_(node.integer("past_rows", 0) != 0) {
     require(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0, "num_heads is ", heads_, " and kv_num_heads is ",
             kv_heads_, ", expected a positive multiple of a positive number");
+    require(!shared_ || !rows_first_, "shared_cache and past_rows are both set, expected one of them: the rows of a ",
+            "shared cache are [B, K, M, D]");
   }
 
   void compute(const Context& context) const {
@@ -149,12 +154,12 @@ class Attention {
   }
 
  private:
-  // Dimension 2 of present.
-  static Dim key_count(const ShapeInference& shapes, const Dim& fresh) {
+  // The dimension of present where past has its rows.
+  static Dim key_count(const ShapeInference& shapes, const Dim& fresh, int axis) {
     if (!shapes.has_input(kPastKey)) return fresh;
     const auto past = shapes.input(kPastKey), mask = shapes.input(kMask);
     if (past && past->dims.size() == 4) {
-      const Dim& rows = past->dims[2];
+      const Dim& rows = past->dims[axis];
       if (shapes.integer("shared_cache", 0) != 0) return rows;
       if (rows.known() && fresh.known()) return Dim{rows.size + fresh.size, ""};
     }
@@ -166,6 +171,17 @@ class Attention {
   static Rows<U> rows_of(U* data, const Shape& shape, int64_t heads) {
     if (shape.rank() == 3) return {data, shape[1] * shape[2], shape[2] / heads, shape[2]};
     return {data, shape.count(1, 4), shape.count(2, 4), shape[3]};
+  }
+
+  // Dimensions of past and present.
+  Shape cache_shape(int64_t batch, int64_t length, int64_t size) const {
+    return rows_first_ ? Shape{batch, length, kv_heads_, size} : Shape{batch, kv_heads_, length, size};
+  }
+
+  template <typename U>
+  Rows<U> cache_rows(U* data, const Shape& shape) const {
+    if (!rows_first_) return rows_of(data, shape, kv_heads_);
+    return rows_of(data, Shape{shape[0], shape[1], shape.count(2, 4)}, kv_heads_);
   }
 
   // q, k or v.
@@ -194,14 +210,14 @@ class Attention {
     require(key.present == value.present, "past_key and past_value must both be given, or neither");
     require(key.present || !shared_, "shared_cache needs past_key and past_value");
     if (!key.present) return 0;
-    const int64_t length = key.shape.rank() == 4 ? key.shape[2] : 0;
-    const Shape key_shape{problem->batch, kv_heads_, length, problem->key.size};
-    const Shape value_shape{problem->batch, kv_heads_, length, problem->value.size};
-    require(key.shape == key_shape, "past_key is ", key.shape, ", expected [", problem->batch, ", ", kv_heads_, ", P, ",
-            problem->key.size, "]");
+    const int64_t length = key.shape.rank() == 4 ? key.shape[rows_first_ ? 1 : 2] : 0;
+    const Shape key_shape = cache_shape(problem->batch, length, problem->key.size);
+    const Shape value_shape = cache_shape(problem->batch, length, problem->value.size);
+    require(key.shape == key_shape, "past_key is ", key.shape, ", expected [", problem->batch, ", ",
+            rows_first_ ? "P, " : "", kv_heads_, rows_first_ ? "" : ", P", ", ", problem->key.size, "]");
     require(value.shape == value_shape, "past_value is ", value.shape, ", expected ", value_shape);
-    problem->key.past = rows_of(key.data, key_shape, kv_heads_);
-    problem->value.past = rows_of(value.data, value_shape, kv_heads_);
+    problem->key.past = cache_rows(key.data, key_shape);
+    problem->value.past = cache_rows(value.data, value_shape);
     return length;
   }
 
@@ -237,15 +253,17 @@ class Attention {
     const AnyTensor bias = context.input(kBias);
     if (!bias.present) return;
     const Shape full{problem->batch, heads_, problem->queries, problem->keys()};
-    bool fits = bias.shape.rank() == 4 && bias.shape[3] == full[3];
-    for (int i = 0; i < 3 && fits; ++i) fits = bias.shape[i] == full[i] || bias.shape[i] == 1;
-    require(fits, "bias is ", bias.shape, ", expected ", full, " or 1 in place of any of the first three dimensions");
+    const Shape shape = bias.shape.rank() == 3 ? Shape{bias.shape[0], 1, bias.shape[1], bias.shape[2]} : bias.shape;
+    bool fits = shape.rank() == 4 && shape[3] == full[3];
+    for (int i = 0; i < 3 && fits; ++i) fits = shape[i] == full[i] || shape[i] == 1;
+    require(fits, "bias is ", bias.shape, ", expected ", full,
+            " or 1 in place of any of the first three dimensions, or that without heads");
     if (bias.dtype == DType::kFloat32) {
       problem->bias.single = bias.as<float>().data;
     } else {
       problem->bias.narrow = bias.as<T>().data;
     }
-    const auto stride = [&](int i) { return bias.shape[i] == 1 ? 0 : bias.shape.count(i + 1, 4); };
+    const auto stride = [&](int i) { return shape[i] == 1 ? 0 : shape.count(i + 1, 4); };
     problem->bias.batch = stride(0);
     problem->bias.head = stride(1);
     problem->bias.row = stride(2);
@@ -253,10 +271,10 @@ class Attention {
 
   void set_present(const Context& context, Output index, int64_t length, const Problem<T>& problem,
                    attention::Cache<T>* cache) const {
-    const Shape shape{problem.batch, kv_heads_, length, cache->size};
+    const Shape shape = cache_shape(problem.batch, length, cache->size);
     const auto present = context.output<T>(index, shape);
     if (!present.present) return;
-    cache->present = rows_of(present.data, shape, kv_heads_);
+    cache->present = cache_rows(present.data, shape);
     if (shared_ && cache->moves()) {
       // The caller did not bind one memory to both: bring over the whole buffer, then go on as if he had.
       const T* from = cache->past.data;
@@ -339,7 +357,7 @@ class Attention {
   float scale_, softcap_;
   bool causal_;
   int64_t window_;
-  bool shared_;
+  bool shared_, rows_first_;
 };
 
 const Register<Attention<float>, Attention<Half>, Attention<BFloat16>> registered("Attention");

@@ -3,14 +3,17 @@
 //   q: [B, S, N*D] or [B, N, S, D]     k: [B, L', K*D] or [B, K, L', D]     v: [B, L', K*Dv] or [B, K, L', Dv]
 //   past_key: [B, K, P, D], past_value: [B, K, P, Dv] (optional)  all of one dtype T: float32|float16|bfloat16
 //   attention_mask: [B, L] int64|int32|bool (optional)            key j of batch b is visible iff not zero
-//   bias: [B|1, N|1, S|1, L] T|float32 (optional)                 added to the scaled scores
+//   bias: [B|1, N|1, S|1, L] or [B|1, S|1, L] T|float32 (optional)  added to the scaled scores
 //   y: T, laid out as q, with Dv for D
 //   present_key: [B, K, L, D], present_value: [B, K, L, Dv] T (optional): past and new rows, L = P + L'
 //
 // Query head h reads key-value head h / (N / K).
 // Attributes: num_heads (N), kv_num_heads (K), scale (0: 1 / sqrt(D)), causal (key j is visible to query i iff
 // j <= i + L - S), window (if positive, also j > i + L - S - window), softcap (if positive: a score becomes
-// softcap * tanh(score / softcap), after scale and before bias), shared_cache.
+// softcap * tanh(score / softcap), after scale and before bias), shared_cache, past_rows.
+//
+// past_rows: past and present have their rows before the heads: past_key [B, P, K, D], present_key [B, L, K, D] and so
+// on. Not together with shared_cache.
 //
 // shared_cache: past and present are buffers [B, K, M, D|Dv] of one shape, usually of one memory. attention_mask
 // [B, T] is required and gives the length: L = 1 + the last index at which any batch is not zero; the new rows are

@@ -85,10 +85,11 @@ class Attend {
 
   void copy(const attention::Cache<T>& cache, const T* from, int64_t from_row, int64_t j, int64_t count) {
     T* to = cache.present.at(t_.batch, t_.head, j);
-    if (from_row == cache.size) {
+    const int64_t to_row = cache.present.row;
+    if (from_row == cache.size && to_row == cache.size) {
       copy_run(from, to, count * cache.size);
     } else {
-      for (int64_t i = 0; i < count; ++i) copy_run(from + i * from_row, to + i * cache.size, cache.size);
+      for (int64_t i = 0; i < count; ++i) copy_run(from + i * from_row, to + i * to_row, cache.size);
     }
   }
 

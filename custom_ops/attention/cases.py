@@ -49,6 +49,10 @@ def case(
     queries = new if queries is None else queries
     value_size = size if value_size is None else value_size
 
+    def cached(features: int) -> Random | None:
+        rows = (kv, past) if not attributes.get("past_rows") else (past, kv)
+        return None if past is None else Random((batch, *rows, features), dtype)
+
     def sequence(rank: int, count: int, length: int, features: int) -> Random:
         shape = (batch, length, count * features) if rank == 3 else (batch, count, length, features)
         return Random(shape, dtype)
@@ -57,8 +61,8 @@ def case(
         "q": sequence(ranks[0], n, queries, size),
         "k": sequence(ranks[1], kv, new, size),
         "v": sequence(ranks[2], kv, new, value_size),
-        "past_key": None if past is None else Random((batch, kv, past, size), dtype),
-        "past_value": None if past is None else Random((batch, kv, past, value_size), dtype),
+        "past_key": cached(size),
+        "past_value": cached(value_size),
         "attention_mask": mask,
         "bias": bias,
     }
@@ -102,6 +106,7 @@ def cases() -> Iterator[Case]:
         yield case(batch=1, new=70, heads=(4, 2), size=64, dtype=dtype)
         yield case(batch=2, new=3, past=4, size=7, value_size=33, dtype=dtype, ranks=(4, 4, 4))
         yield shared(batch=2, length=40, room=64, new=2, size=32, heads=(4, 2), dtype=dtype)
+        yield case(batch=2, new=3, past=140, heads=(4, 2), size=20, value_size=12, dtype=dtype, past_rows=1)
     for size in (1, 64, 80, 96, 128, 256):
         yield case(new=9, past=150, heads=(4, 2), size=size)
         yield case(new=1, past=300, heads=(4, 4), size=size)
@@ -109,6 +114,8 @@ def cases() -> Iterator[Case]:
     for ranks in ((3, 4, 4), (4, 3, 3), (3, 3, 4), (4, 4, 4)):
         yield case(batch=2, new=7, heads=(6, 3), ranks=ranks)
         yield case(batch=2, new=2, past=9, heads=(6, 3), ranks=ranks, present=False)
+        for present in (False, True):
+            yield case(batch=2, new=2, past=9, heads=(6, 3), ranks=ranks, present=present, past_rows=1)
 
     for causal in (0, 1):
         for mask in MASK:
@@ -121,6 +128,9 @@ def cases() -> Iterator[Case]:
         yield case(new=160, heads=(2, 1), causal=causal, window=40, present=False)
         yield case(new=9, past=140, heads=(4, 2), causal=causal, softcap=2.5)
         for shape in ((2, 4, 6, 16), (1, 4, 6, 16), (2, 1, 6, 16), (1, 1, 1, 16), (2, 1, 1, 16)):
+            if shape[1] == 1:
+                without = Random((shape[0], *shape[2:]), scale=2.0)
+                yield case(batch=2, new=6, past=10, heads=(4, 2), causal=causal, bias=without)
             yield case(batch=2, new=6, past=10, heads=(4, 2), causal=causal, bias=Random(shape, scale=2.0))
     yield case(new=5, past=6, scale=0.3)
     yield case(new=40, heads=(4, 2), bias=Random((1, 1, 40, 40), "float16"), dtype="float16")
@@ -135,10 +145,14 @@ def cases() -> Iterator[Case]:
     yield shared(batch=1, length=30, room=200, new=30)
 
     yield case(new=250, heads=(2, 2), size=8)  # several blocks of rows: present is written by tasks of its own
+    yield case(new=250, past=3, heads=(2, 2), size=8, past_rows=1)
+    yield case(new=1, past=2500, heads=(4, 1), size=64, past_rows=1)  # parts of the keys, and a copy past the caches
+    yield case(new=7, heads=(4, 2), past_rows=1)
 
     yield case(batch=0, new=3, past=2)
     yield case(new=0, past=5)
     yield case(batch=2, new=3, past=0, heads=(4, 2))
+    yield case(batch=2, new=3, past=0, heads=(4, 2), past_rows=1)
     yield case(new=0)
     yield case(new=2, queries=0, past=3)
 
@@ -169,6 +183,8 @@ def refused() -> Iterator[tuple[Case, str]]:
     yield bad(past_value=None), "past_key and past_value must both be given, or neither"
     yield bad(past_key=Random((2, 4, 4, 8))), "past_key is [2,4,4,8], expected [2, 4, P, 16]"
     yield bad(past_key=Random((2, 4, 64))), "past_key is [2,4,64], expected [2, 4, P, 16]"
+    yield bad(attributes={"past_rows": 1}, past_key=Random((2, 4, 5, 16))), "expected [2, P, 4, 16]"
+    yield bad(buffer, attributes={"past_rows": 1}), "shared_cache and past_rows are both set, expected one of them"
     yield bad(past_value=Random((2, 4, 5, 16))), "past_value is [2,4,5,16], expected [2,4,4,16]"
     yield (
         bad(attention_mask=np.ones((2, 6), np.int64)),
@@ -181,6 +197,7 @@ def refused() -> Iterator[tuple[Case, str]]:
         "bias is [2,4,3,8], expected [2,4,3,7] or 1 in place of any",
     )
     yield bad(bias=Random((4, 3, 7))), "bias is [4,3,7], expected [2,4,3,7]"
+    yield bad(bias=Random((3, 7))), "bias is [3,7], expected [2,4,3,7]"
     yield bad(bias=Random((2, 4, 3, 7), "float16")), "an input is float16, expected float32"
     yield bad(buffer, attention_mask=None), "shared_cache needs attention_mask"
     yield bad(buffer, past_key=None, past_value=None), "shared_cache needs past_key and past_value"

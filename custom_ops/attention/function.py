@@ -31,6 +31,10 @@ def function(
         present_key, present_value = written(op, past_key, keys, end), written(op, past_value, values, end)
         keys, values = first(op, present_key, end, axis=2), first(op, present_value, end, axis=2)
         mask = first(op, mask, end, axis=1)
+    elif op.nonzero("past_rows"):
+        present_key = present_rows(op, past_key, k, kv_heads)
+        present_value = present_rows(op, past_value, v, kv_heads)
+        keys, values = heads_first(op, present_key), heads_first(op, present_value)
     elif past_key is not None:
         present_key = op.Concat(past_key, keys, axis=2)
         present_value = op.Concat(past_value, values, axis=2)
@@ -55,7 +59,8 @@ def function(
         softcap = op.attribute("softcap")
         scores = op.Mul(op.Tanh(op.Div(scores, softcap)), softcap)
     if bias is not None:
-        scores = op.Add(scores, op.float32(bias))
+        added = op.float32(bias)
+        scores = op.Add(scores, op.Unsqueeze(added, op.constant([1])) if op.rank(bias) == 3 else added)
     visible = visible_keys(op, mask, queries_count, keys_count)
     if visible is not None:
         scores = op.Where(visible, scores, op.constant(-math.inf))
@@ -91,10 +96,26 @@ def reshape(op: Body, x: ir.Value, *dims: ir.Value | int) -> ir.Value:
 
 def by_head(op: Body, x: ir.Value, heads: int) -> ir.Value:
     """[B, S, heads * size] or [B, heads, S, size] -> [B, heads, S, size]."""
+    return x if op.rank(x) == 4 else heads_first(op, by_row(op, x, heads))
+
+
+def by_row(op: Body, x: ir.Value, heads: int) -> ir.Value:
+    """[B, S, heads * size] or [B, heads, S, size] -> [B, S, heads, size]."""
     if op.rank(x) == 4:
-        return x
+        return heads_first(op, x)
     size = op.Div(dim(op, x, 2), op.constant([heads]))
-    return op.Transpose(reshape(op, x, dim(op, x, 0), dim(op, x, 1), heads, size), perm=[0, 2, 1, 3])
+    return reshape(op, x, dim(op, x, 0), dim(op, x, 1), heads, size)
+
+
+def heads_first(op: Body, x: ir.Value) -> ir.Value:
+    """[B, S, N, D] -> [B, N, S, D], or back."""
+    return op.Transpose(x, perm=[0, 2, 1, 3])
+
+
+def present_rows(op: Body, past: ir.Value | None, new: ir.Value, heads: int) -> ir.Value:
+    """The past [B, P, heads, size] and the new rows."""
+    rows = by_row(op, new, heads)
+    return rows if past is None else op.Concat(past, rows, axis=1)
 
 
 def wide(op: Body, x: ir.Value, like: ir.Value) -> ir.Value:

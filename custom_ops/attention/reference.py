@@ -21,11 +21,14 @@ def reference(
     window: int = 0,
     softcap: float = 0.0,
     shared_cache: int = 0,
+    past_rows: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """y, present_key and present_value of Attention; the contract is in attention.h. All results are float64."""
     rank = q.ndim
     q, k, v = by_head(q, num_heads), by_head(k, kv_num_heads), by_head(v, kv_num_heads)
     batch, _, queries, size = q.shape
+    if past_rows and past_key is not None:
+        past_key, past_value = past_key.swapaxes(1, 2), past_value.swapaxes(1, 2)
     if shared_cache:
         keys = 1 + max(np.flatnonzero(np.any(attention_mask, axis=0)), default=-1)
         attention_mask = attention_mask[:, :keys]
@@ -37,6 +40,8 @@ def reference(
             v = np.concatenate([past_value.astype(np.float64), v], axis=2)
         present_key, present_value = k, v
         keys = k.shape[2]
+        if past_rows:
+            present_key, present_value = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     group = num_heads // kv_num_heads
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
@@ -44,7 +49,7 @@ def reference(
     if softcap:
         scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
     if bias is not None:
-        scores = scores + bias.astype(np.float64)
+        scores = scores + (bias if bias.ndim == 4 else bias[:, None]).astype(np.float64)
     i, j = np.ogrid[keys - queries : keys, :keys]
     visible = np.ones((batch, 1, queries, keys), bool)
     if causal:

@@ -3,7 +3,7 @@
     functions inlined -> constants lifted -> nodes simplified, producers first -> duplicates merged -> dead code out
 
 Each simplification keeps every value: it removes what does nothing (simplify.py), computes what is constant
-(constants.py), takes the branch of an If that is always taken (branches.py).
+(constants.py), takes the branch of an If that is always taken (branches.py), moves what is stacked once (stacking.py).
 """
 
 from __future__ import annotations

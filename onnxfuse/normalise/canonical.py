@@ -17,6 +17,38 @@ def turned_keys(node: ir.Node, site: Site) -> ir.Value | None:
     return site.op("Transpose", site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2])
 
 
+@simplifies("Transpose")
+def repeated_rows(node: ir.Node, site: Site) -> ir.Value | None:
+    """Heads repeated for their groups in rows [B, L, K, D], then put first, are put first and then repeated."""
+    merge = producer(node.inputs[0], "Reshape")
+    wide = producer(merge.inputs[0], "Expand") if merge is not None else None
+    apart = producer(wide.inputs[0], "Unsqueeze") if wide is not None else None
+    if not site.canonical or apart is None or list(attr(node, "perm") or ()) != [0, 2, 1, 3]:
+        return None
+    x, merged = apart.inputs[0], merge.outputs[0]
+    shapes = [site.facts.shape(v) for v in (x, apart.outputs[0], wide.outputs[0], merged)]
+    if (
+        None in shapes
+        or [len(s) for s in shapes] != [4, 5, 5, 4]
+        or len(merged.uses()) != 1
+        or merged.is_graph_output()
+    ):
+        return None
+    (batch, length, heads, size), single, several, out = shapes
+    group = several[3]
+    if not all(isinstance(s, int) for s in (heads, group, size)) or single != (batch, length, heads, 1, size):
+        return None
+    if several != (batch, length, heads, group, size) or out != (batch, length, heads * group, size):
+        return None
+    first = site.op("Transpose", x, perm=[0, 2, 1, 3])
+    if "axes" in apart.attributes:
+        alone = site.op("Unsqueeze", first, axes=[2])
+    else:
+        alone = site.op("Unsqueeze", first, site.constant([2], "axes"))
+    repeated = site.op("Expand", alone, site.constant([1, 1, group, 1, 1], "shape"))
+    return site.op("Reshape", repeated, site.constant([0, heads * group, -1, size], "shape"))
+
+
 @simplifies("com.microsoft.FusedMatMul")
 def fused_matmul(node: ir.Node, site: Site) -> ir.Value | None:
     """alpha * (A' @ B') as ONNX Runtime's optimizer writes it, in standard operators."""

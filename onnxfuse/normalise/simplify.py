@@ -142,7 +142,7 @@ def transpose(node: ir.Node, site: Site) -> ir.Value | None:
     return site.op("Transpose", inner.inputs[0], perm=composed)
 
 
-def _reshape_target(source: Shape, shape: Shape) -> list[int] | None:
+def reshape_target(source: Shape, shape: Shape) -> list[int] | None:
     """A constant Reshape operand that gives `shape`: 0 copies a size that stands at the same place, one -1 at most."""
     target = [
         s if isinstance(s, int) and s > 0 else 0 if i < len(source) and source[i] == s else -1
@@ -166,7 +166,7 @@ def reshape(node: ir.Node, site: Site) -> ir.Value | None:
             continue
         if known == shape:
             return x
-        target = _reshape_target(known, shape)
+        target = reshape_target(known, shape)
         if target is None:
             continue
         operand = site.constant(target, "shape")
@@ -196,7 +196,7 @@ def transpose_of_matrices(node: ir.Node, site: Site) -> ir.Value | None:
     if middle[0] != product(shape[:-2]) or site.facts.shape(x) is None:
         return None
     if site.facts.shape(x) != shape:
-        target = _reshape_target(site.facts.shape(x), shape)
+        target = reshape_target(site.facts.shape(x), shape)
         if target is None:
             return None
         x = site.op("Reshape", x, site.constant(target, "shape"))

@@ -86,7 +86,11 @@ def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
     `canonical`: in the form that patterns expect, even where that takes a node more.
     """
     # the rules register themselves when their modules are imported
-    from onnxfuse.normalise import branches, canonical, constants, simplify  # noqa: F401
+    import onnxfuse.normalise.branches
+    import onnxfuse.normalise.canonical
+    import onnxfuse.normalise.constants
+    import onnxfuse.normalise.simplify
+    import onnxfuse.normalise.stacking  # noqa: F401
 
     _sweep(graph, Site(facts, canonical))
 

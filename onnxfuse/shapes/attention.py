@@ -57,8 +57,12 @@ def attention(call: Call) -> Sequence[Fact]:
             Fact(call[past_index + 1].dtype, call[past_index + 1].shape),
         ]
     else:
-        past = call[past_index].shape[2] if call.has(past_index) and call[past_index].shape else 0
-        facts += [Fact(call[1].dtype, (*s[:2], past + s[2], s[3])) for s in (k4, v4)]
+        rows_first = ours and call.attr("past_rows", 0)
+        known = call[past_index].shape if call.has(past_index) else None
+        past = known[1 if rows_first else 2] if known else 0
+        for batch, count, new, size in (k4, v4):
+            kept = (past + new, count) if rows_first else (count, past + new)
+            facts.append(Fact(call[1].dtype, (batch, *kept, size)))
     return [*facts, Fact(call[0].dtype)][: len(call.node.outputs)]
 
 
