@@ -58,7 +58,22 @@ CAUSES = {
 REFUSED_BY_VERIFICATION: dict[str, str] = {}
 
 # Dynamic Llamas with more nodes than MOST_NODES, and why.
-MORE_NODES: dict[str, tuple[int, str]] = {}
+_STACKED = "the caches of all layers are one tensor, the mask and the tables are cut at a position"
+_FOLDED = "the mask is repeated into [B*N, S, L] in another order than its batches, which is kept"
+MORE_NODES: dict[str, tuple[int, str]] = {
+    "meta_t20_gqa_op16_fp32": (39, _STACKED),
+    "meta_t20_mha_msnorm_op16_fp32": (39, _STACKED),
+    "meta_t20_mha_op16_fp32": (39, _STACKED),
+    "meta_t213_gqa_op16_fp16": (39, _STACKED),
+    "meta_t213_gqa_op16_fp32": (39, _STACKED),
+    "meta_t213_mha_noupcast_op16_fp16": (39, _STACKED),
+    "meta_t213_mha_op16_fp16": (39, _STACKED),
+    "meta_t213_mha_op16_fp32": (39, _STACKED),
+    "meta_t213_mha_split_op16_fp32": (39, _STACKED),
+    "meta_t20_mha_3d_op16_fp32": (52, _FOLDED),
+    "meta_t213_mha_3d_op16_fp16": (52, _FOLDED),
+    "meta_t213_mha_3d_op16_fp32": (52, _FOLDED),
+}
 
 # One or two of each exporter and interface, which are tried at many sizes.
 ACCEPTANCE = (

@@ -156,7 +156,7 @@ class Trial:
             for axis, size in enumerate(self.interface.shape(entry, point)):
                 sizes[entry.dims[axis] or f"{entry.name}:{axis}"] = size
             if feed[entry.name].size == 1 and feed[entry.name].dtype.kind == "i":
-                sizes.setdefault(entry.name, int(feed[entry.name].reshape(-1)[0]))
+                sizes[dims.value_symbol(entry.name)] = int(feed[entry.name].reshape(-1)[0])
         return sizes, feed
 
     def _largest(self, sizes: _Sizes) -> int:
