@@ -169,9 +169,11 @@ def reshape(node: ir.Node, site: Site) -> ir.Value | None:
         target = reshape_target(known, shape)
         if target is None:
             continue
+        if node.op_type == "Reshape" and x is node.inputs[0] and not attr(node, "allowzero", 0):
+            given = site.facts.tensor(node.inputs[1])
+            if given is not None and given.numpy().tolist() == target:
+                return None
         operand = site.constant(target, "shape")
-        if node.op_type == "Reshape" and x is node.inputs[0] and node.inputs[1] is operand:
-            return None
         if node.op_type == "Reshape":
             node.replace_input_with(0, x)
             node.replace_input_with(1, operand)
