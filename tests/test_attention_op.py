@@ -11,14 +11,21 @@ import pytest
 import onnxfuse
 from onnxfuse.custom_ops.attention.cases import MASK, case, padding, shared
 from onnxfuse.custom_ops.attention.reference import reference
-from onnxfuse.custom_ops.case import EPSILON, Case, Random, feed, single_node_model
+from onnxfuse.custom_ops.case import EPSILON, Case, Random, feed, single_node_model, widen_edges
 from onnxfuse.facts import Facts
 
 
 def run(one: Case, threads: int = 0) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxfuse.session(single_node_model("Attention", one, opset=18), options=options).run(None, feed(one))
+    return session_of(one, options=options).run(None, feed(one))
+
+
+def session_of(one: Case, **options) -> onnxruntime.InferenceSession:
+    """The node in a model whose inputs and outputs numpy knows."""
+    model = single_node_model("Attention", one, opset=18)
+    widen_edges(model)
+    return onnxfuse.session(model, **options)
 
 
 def assert_right(one: Case, results: list[np.ndarray]) -> None:
@@ -100,14 +107,10 @@ def test_a_shared_cache_equals_a_growing_one_while_decoding(dtype: str, mask: st
         options = {"batch": batch, "new": new, "heads": (heads, kv), "size": size, "dtype": dtype}
         tokens = {name: rng.standard_normal((batch, new, n * size)) for name, n in (("q", heads), ("k", kv), ("v", kv))}
         inputs = {f"{name}{suffix}": x.astype(wide) for name, x in tokens.items()} | {"attention_mask": shown}
-        growing = onnxfuse.session(
-            single_node_model("Attention", case(past=length - new, mask=shown, **options), opset=18)
-        )
+        growing = session_of(case(past=length - new, mask=shown, **options))
         pasts = dict(zip((f"past_key{suffix}", f"past_value{suffix}"), grown, strict=True))
         want, *grown = growing.run(None, inputs | pasts)
-        static = onnxfuse.session(
-            single_node_model("Attention", case(past=room, mask=shown, shared_cache=1, **options), opset=18)
-        )
+        static = session_of(case(past=room, mask=shown, shared_cache=1, **options))
         got = in_place(static, inputs, buffers, suffix)
         np.testing.assert_array_equal(got, want)
         for buffer, present in zip(buffers, grown, strict=True):

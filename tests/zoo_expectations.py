@@ -74,6 +74,7 @@ MORE_NODES: dict[str, tuple[int, str]] = {
     "meta_t213_mha_3d_op16_fp16": (52, _FOLDED),
     "meta_t213_mha_3d_op16_fp32": (52, _FOLDED),
     "post_meta_t20_mha_3d_fun_op16_fp32__ortext": (50, _FOLDED),
+    "post_meta_t20_mha_op16_fp32__ortext": (41, _STACKED),
 }
 
 # One or two of each exporter and interface, which are tried at many sizes.
