@@ -60,8 +60,8 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   if (n > 0) *p = from_float<T>(a.v);
 }
 
-// Stores kLanes floats, at an address that is a multiple of their size, past the caches: for what is not soon read again.
-// Another thread sees them after stream_fence().
+// Stores kLanes floats, at an address that is a multiple of their size, past the caches: for what is not soon read
+// again. Another thread sees them after stream_fence().
 ONNXFUSE_INLINE void stream(float* p, Vec a) { *p = a.v; }
 ONNXFUSE_INLINE void stream_fence() {}
 
