@@ -12,34 +12,35 @@ inline constexpr int64_t kWidest = 16;  // floats in the widest vector, and in a
 inline constexpr int64_t kBlock = 128;  // keys per step
 inline constexpr int64_t kPanel = 64;   // columns of a packed panel
 
-inline int64_t divide_up(int64_t x, int64_t divisor) { return (x + divisor - 1) / divisor; }
-inline int64_t round_up(int64_t x, int64_t multiple) { return divide_up(x, multiple) * multiple; }
+constexpr int64_t divide_up(int64_t x, int64_t divisor) { return (x + divisor - 1) / divisor; }
+constexpr int64_t round_up(int64_t x, int64_t multiple) { return divide_up(x, multiple) * multiple; }
 
-// What one thread needs for a task of so many rows.
+// What one thread needs for a task of so many rows; arrays by row have room for a whole panel.
 struct Memory {
   int64_t dims, value_dims;  // D and Dv, padded
-  float* q;                  // [rows, dims], times scale
+  float* q;                  // [rows, dims] or [dims, rows], times scale
   float* out;                // [rows, value_dims], weighted sums of values
-  float* scores;             // [rows, kBlock]
+  float* scores;             // [rows, kBlock] or [kBlock, kPanel]
   float* maximum;            // [rows], largest score so far
-  float* factors;            // [rows], of the last block: earlier sums are to be multiplied with them
-  float* sums;               // [rows, kWidest], sums of weights, one for each lane
+  float* sums;               // [rows], sum of weights so far
+  float* factors;            // [rows], of the last block: what earlier sums have to be multiplied with
   float* keys;               // a block of keys, converted or transposed
   float* values;             // a block of values, converted or packed
   int64_t *first, *last;     // [rows], the row sees keys first..last-1 at most
 
   Memory(char* base, int64_t rows, int64_t size, int64_t value_size)
       : dims(round_up(size, kWidest)), value_dims(round_up(value_size, kWidest)), base_(base) {
-    take(q, rows * dims);
+    const int64_t padded = round_up(rows, kPanel);
+    take(q, padded * dims);
     take(out, rows * value_dims);
-    take(scores, rows * kBlock);
-    take(maximum, rows);
-    take(factors, rows);
-    take(sums, rows * kWidest);
+    take(scores, kPanel * kBlock);
+    take(maximum, padded);
+    take(sums, padded);
+    take(factors, padded);
     take(keys, kBlock * dims);
     take(values, kBlock * round_up(value_dims, kPanel));
-    take(first, rows);
-    take(last, rows);
+    take(first, padded);
+    take(last, padded);
   }
   static int64_t bytes(int64_t rows, int64_t size, int64_t value_size) {
     return Memory(nullptr, rows, size, value_size).used_;

@@ -15,7 +15,7 @@ class Plan {
   explicit Plan(const Problem<T>& problem)
       : heads_(problem.kv_heads), rows_(problem.rows()), keys_(problem.keys()), groups_(problem.batch * heads_) {
     row_blocks_ = std::max<int64_t>(divide_up(rows_, kMostRows), 1);
-    rows_per_task_ = row_blocks_ == 1 ? rows_ : round_up(divide_up(rows_, row_blocks_), kRowsMultiple);
+    rows_per_task_ = row_blocks_ == 1 ? rows_ : round_up(divide_up(rows_, row_blocks_), kPanel);
     groups_ *= row_blocks_;
     parts_ = groups_ == 0 ? 1 : std::clamp<int64_t>(kFewTasks / groups_, 1, std::max<int64_t>(keys_ / kLeastKeys, 1));
     keys_per_task_ = std::max<int64_t>(round_up(divide_up(keys_, parts_), kBlock), 1);
@@ -45,7 +45,6 @@ class Plan {
 
  private:
   static constexpr int64_t kMostRows = 192;  // their queries and weighted sums stay in the second-level cache
-  static constexpr int64_t kRowsMultiple = 12;
   static constexpr int64_t kFewTasks = 16;
   static constexpr int64_t kLeastKeys = 256;  // for a part: merging the parts must cost next to nothing
 

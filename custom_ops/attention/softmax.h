@@ -1,4 +1,4 @@
-// The online softmax: some rows of scores against one block of keys. Included by attention_kernel.h.
+// The online softmax, a block of keys at a time. Included by attention_kernel.h.
 
 inline constexpr float kInfinity = __builtin_inff();
 
@@ -28,34 +28,73 @@ ONNXFUSE_INLINE Vec tanh(Vec x) {
   return select(less(abs(x), splat(0.625f)), near, select(less(x, splat(0.0f)), splat(0.0f) - far, far));
 }
 
-inline float row_maximum(const float* scores, int64_t count) {
-  Vec top = splat(-kInfinity);
-  for (int64_t j = 0; j < count; j += kLanes) top = max(load(scores + j), top);
-  return largest(top);
+// scores -> softcap * tanh(scores / softcap), for whole vectors.
+inline void cap(float* scores, int64_t count, float softcap) {
+  const Vec factor = splat(softcap), inverse = splat(1.0f / softcap);
+  for (int64_t i = 0; i < count; i += kLanes) store(scores + i, factor * tanh(load(scores + i) * inverse));
 }
 
-// Turns `count` scores of each row (whole vectors, at most kTileRows rows; -infinity where a key is hidden) into
-// weights exp(score - maximum). `maximum` becomes the largest score that the row has met so far, `sums` the sum of all
-// its weights lane by lane, and `factors` what must be multiplied with sums over earlier weights.
-inline void softmax_step(int64_t rows, float* scores, int64_t scores_row, int64_t count, float* maximum, float* sums,
-                         int64_t sums_row, float* factors) {
-  // Rows wait for nothing but their own maximum when each of these steps is taken for all of them.
+// Of each row: the largest score so far, the sum of its weights exp(score - maximum), and what earlier sums must be
+// multiplied with since the maximum has changed.
+struct RowState {
+  float *maximum, *sums, *factors;
+};
+
+template <typename Lanes>
+ONNXFUSE_INLINE Vec update_maximum(RowState state, int64_t r, Vec top, Lanes lanes) {
+  const Vec before = load(state.maximum + r, lanes), after = max(top, before);
+  store(state.factors + r, select(less(before, after), exp_negative(before - after), splat(1.0f)), lanes);
+  store(state.maximum + r, after, lanes);
+  return after;
+}
+
+// What to subtract from scores. As long as no key was visible, -infinity would give NaN in place of weights of 0.
+ONNXFUSE_INLINE Vec shift_of(Vec maximum) { return select(less(splat(-kInfinity), maximum), maximum, splat(0.0f)); }
+
+// Turns scores of the block (-infinity where a key is hidden) into weights, one row after the other: `count` of each
+// row, whole vectors, for at most kTileRows rows.
+inline void softmax_rows(int64_t rows, float* scores, int64_t scores_row, int64_t count, RowState state) {
+  // Each step for all rows before the next, so that they do not wait for their own maximum.
   float tops[kTileRows];
-  for (int64_t r = 0; r < rows; ++r) tops[r] = row_maximum(scores + r * scores_row, count);
-  for_lanes(rows, [&](int64_t r, auto lanes) {
-    const Vec before = load(maximum + r, lanes), after = max(load(tops + r, lanes), before);
-    store(factors + r, select(less(before, after), exp_negative(before - after), splat(1.0f)), lanes);
-    store(maximum + r, after, lanes);
-  });
-  for (int64_t r = 0; r < rows; ++r, scores += scores_row, sums += sums_row) {
-    // As long as no key was visible, a shift by -infinity would give NaN in place of weights of 0.
-    const Vec shift = splat(maximum[r] == -kInfinity ? 0.0f : maximum[r]);
-    Vec sum = load(sums) * splat(factors[r]);
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec top = splat(-kInfinity);
+    for (int64_t j = 0; j < count; j += kLanes) top = max(load(scores + r * scores_row + j), top);
+    tops[r] = largest(top);
+  }
+  for_lanes(rows, [&](int64_t r, auto lanes) { update_maximum(state, r, load(tops + r, lanes), lanes); });
+  for (int64_t r = 0; r < rows; ++r, scores += scores_row) {
+    const Vec shift = shift_of(splat(state.maximum[r]));
+    Vec total = splat(0.0f);
     for (int64_t j = 0; j < count; j += kLanes) {
       const Vec weight = exp_negative(load(scores + j) - shift);
       store(scores + j, weight);
-      sum = sum + weight;
+      total = total + weight;
     }
-    store(sums, sum);
+    state.sums[r] = state.sums[r] * state.factors[r] + sum(total);
   }
+}
+
+// The same for scores that stand as [keys, rows]: `count` keys, some whole vectors of rows.
+template <int kVectors = kTileVectors>
+void softmax_columns(int64_t vectors, float* scores, int64_t scores_row, int64_t count, RowState state) {
+  if constexpr (kVectors > 1) {
+    if (vectors < kVectors) return softmax_columns<kVectors - 1>(vectors, scores, scores_row, count, state);
+  }
+  Vec shifts[kVectors], totals[kVectors];
+  for (Vec& top : shifts) top = splat(-kInfinity);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int v = 0; v < kVectors; ++v) shifts[v] = max(load(scores + i * scores_row + v * kLanes), shifts[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    shifts[v] = shift_of(update_maximum(state, v * kLanes, shifts[v], All{}));
+    totals[v] = load(state.sums + v * kLanes) * load(state.factors + v * kLanes);
+  }
+  for (int64_t i = 0; i < count; ++i, scores += scores_row) {
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec weight = exp_negative(load(scores + v * kLanes) - shifts[v]);
+      store(scores + v * kLanes, weight);
+      totals[v] = totals[v] + weight;
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) store(state.sums + v * kLanes, totals[v]);
 }

@@ -5,14 +5,14 @@ inline constexpr int64_t kTileVectors = kLanes == 8 ? 2 : 4;  // 6 * 4 of 32 reg
 
 // c[r, :] = c[r, :] * factors[r] + sum over i < steps of a[r, i] * b[i, :], for kRows rows and kVectors vectors;
 // without `factors` what c holds does not count.
-template <int kRows, int kVectors>
-void multiply_tile(int64_t steps, const float* a, int64_t a_row, const float* b, int64_t b_row, float* c, int64_t c_row,
-                   const float* factors) {
+template <int kRows, int kVectors, typename B>
+void multiply_tile(int64_t steps, const float* a, int64_t a_row, int64_t a_step, const B* b, int64_t b_row, float* c,
+                   int64_t c_row, const float* factors) {
   Vec sums[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v)
       sums[r][v] = factors ? load(c + r * c_row + v * kLanes) * splat(factors[r]) : splat(0.0f);
-  for (int64_t i = 0; i < steps; ++i, ++a, b += b_row) {
+  for (int64_t i = 0; i < steps; ++i, a += a_step, b += b_row) {
     Vec columns[kVectors];
     for (int v = 0; v < kVectors; ++v) columns[v] = load(b + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
@@ -25,26 +25,26 @@ void multiply_tile(int64_t steps, const float* a, int64_t a_row, const float* b,
 }
 
 // The same for at most kTileRows rows and any number of vectors.
-template <int kVectors = kTileVectors>
-void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int64_t a_row, const float* b,
+template <int kVectors = kTileVectors, typename B>
+void multiply(int64_t rows, int64_t vectors, int64_t steps, const float* a, int64_t a_row, int64_t a_step, const B* b,
               int64_t b_row, float* c, int64_t c_row, const float* factors) {
-  using Tile = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, const float*);
-  static constexpr Tile kTiles[kTileRows] = {multiply_tile<1, kVectors>, multiply_tile<2, kVectors>,
-                                             multiply_tile<3, kVectors>, multiply_tile<4, kVectors>,
-                                             multiply_tile<5, kVectors>, multiply_tile<6, kVectors>};
+  using Tile = void (*)(int64_t, const float*, int64_t, int64_t, const B*, int64_t, float*, int64_t, const float*);
+  static constexpr Tile kTiles[kTileRows] = {multiply_tile<1, kVectors, B>, multiply_tile<2, kVectors, B>,
+                                             multiply_tile<3, kVectors, B>, multiply_tile<4, kVectors, B>,
+                                             multiply_tile<5, kVectors, B>, multiply_tile<6, kVectors, B>};
   for (; vectors >= kVectors; vectors -= kVectors, b += kVectors * kLanes, c += kVectors * kLanes)
-    kTiles[rows - 1](steps, a, a_row, b, b_row, c, c_row, factors);
+    kTiles[rows - 1](steps, a, a_row, a_step, b, b_row, c, c_row, factors);
   if constexpr (kVectors > 1) {
-    if (vectors > 0) multiply<kVectors - 1>(rows, vectors, steps, a, a_row, b, b_row, c, c_row, factors);
+    if (vectors > 0) multiply<kVectors - 1>(rows, vectors, steps, a, a_row, a_step, b, b_row, c, c_row, factors);
   }
 }
 
 // scores[r, j] = q[r, :] . k[j, :] for kRows rows and kLanes / kRows keys; keys beyond the last repeat it.
-template <int kRows>
-void dot_tile(int64_t dims, const float* q, int64_t q_row, const float* k, int64_t k_row, int64_t keys, float* scores,
+template <int kRows, typename K>
+void dot_tile(int64_t dims, const float* q, int64_t q_row, const K* k, int64_t k_row, int64_t keys, float* scores,
               int64_t scores_row) {
   constexpr int64_t kKeys = kLanes / kRows;
-  const float* key[kKeys];
+  const K* key[kKeys];
   for (int64_t j = 0; j < kKeys; ++j) key[j] = k + std::min(j, keys - 1) * k_row;
   Vec sums[kLanes];
   for (Vec& sum : sums) sum = splat(0.0f);
@@ -62,8 +62,9 @@ void dot_tile(int64_t dims, const float* q, int64_t q_row, const float* k, int64
 }
 
 // The same for any number of rows and keys. dims is a multiple of kLanes; a row of scores has room for whole vectors.
-inline void dot(int64_t rows, int64_t dims, const float* q, int64_t q_row, const float* k, int64_t k_row, int64_t keys,
-                float* scores, int64_t scores_row) {
+template <typename K>
+void dot(int64_t rows, int64_t dims, const float* q, int64_t q_row, const K* k, int64_t k_row, int64_t keys,
+         float* scores, int64_t scores_row) {
   const auto row_tile = [&](auto tile, int64_t height) {
     for (int64_t j = 0; j < keys; j += kLanes / height)
       tile(dims, q, q_row, k + j * k_row, k_row, keys - j, scores + j, scores_row);
@@ -72,10 +73,10 @@ inline void dot(int64_t rows, int64_t dims, const float* q, int64_t q_row, const
     rows -= height;
   };
   if constexpr (kLanes >= 8) {
-    while (rows >= 4) row_tile(dot_tile<4>, 4);
-    while (rows >= 2) row_tile(dot_tile<2>, 2);
+    while (rows >= 4) row_tile(dot_tile<4, K>, 4);
+    while (rows >= 2) row_tile(dot_tile<2, K>, 2);
   }
-  while (rows >= 1) row_tile(dot_tile<1>, 1);
+  while (rows >= 1) row_tile(dot_tile<1, K>, 1);
 }
 
 // from: [count, size] -> to: [size, to_row], the columns beyond count hold anything up to a whole vector.
