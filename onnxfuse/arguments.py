@@ -143,7 +143,7 @@ def _add_validate(commands) -> argparse.ArgumentParser:
         type=_positive,
         metavar="T",
         help="largest accepted difference, relative to the value or to the output's root mean square, whichever is "
-        "larger (default by dtype: float32 2e-3, float16 4e-2, bfloat16 0.3)",
+        "larger (default by the arithmetic of ORIGINAL: float32 2e-3, float16 4e-2, bfloat16 and 8 bits 0.3)",
     )
     command.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="where both models run")
     command.add_argument("--json", action="store_true", help="print data instead of a table")

@@ -198,6 +198,18 @@ def test_a_model_that_rounds_activations_to_8_bits_gets_the_tolerance_that_this_
     assert validate(model, model, tolerance=1e-3).outputs[0].tolerance == 1e-3
 
 
+def test_a_float_output_of_half_precision_arithmetic_gets_the_tolerance_of_that():
+    half = embedding_model()
+    for name in ("table", "epsilon", "gain", "head"):
+        (tensor,) = [tensor for tensor in half.graph.initializer if tensor.name == name]
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+    half.graph.node[-1].output[0] = "half_logits"
+    half.graph.node.append(helper.make_node("Cast", ["half_logits"], ["logits"], to=TensorProto.FLOAT))
+    model = ir.from_proto(half)
+    assert validate(model, model).outputs[0].tolerance == 4e-2
+
+
 def test_models_with_different_interfaces_are_not_compared():
     other = embedding_model()
     other.graph.input[0].name = other.graph.node[0].input[1] = "tokens"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse.operators import dtype_name
 from onnxfuse.verify.feeds import visible
 from onnxfuse.verify.interface import Point
 
@@ -14,18 +15,27 @@ from onnxfuse.verify.interface import Point
 # bfloat16; a rewritten layer moves some ten of them, and errors of L layers add up like sqrt(L) to L: room for 80.
 # float32 would then get 5e-6, but a network multiplies an error by what its norms and softmaxes amplify, seen up to
 # 1e-4 on exported models: ten times that, with the same margin that ONNX Runtime's own optimisations need.
-TOLERANCES = {"float64": 2e-3, "float32": 2e-3, "float16": 4e-2, "bfloat16": 0.3}
 # A model that rounds activations to 8 bits as it runs turns the last bit of a float into a step of 2^-8.
-QUANTISED_TOLERANCE = TOLERANCES["bfloat16"]
+TOLERANCES = {"float64": 2e-3, "float32": 2e-3, "float16": 4e-2, "bfloat16": 0.3, "int8": 0.3}
 
 
-def rounds_activations(model: ir.Model) -> bool:
-    """Whether `model` quantises activations to 8 bits while it runs."""
-    return any(
-        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
-        or (node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == 4)
-        for node in ir.traversal.RecursiveGraphIterator(model.graph)
-    )
+def coarsest_arithmetic(model: ir.Model) -> str:
+    """The key of `TOLERANCES` for the least exact numbers that `model` computes with, whatever its outputs are."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    if any(_rounds_activations(node) for node in nodes):
+        return "int8"
+    weights = (value for graph in model.graphs() for value in graph.initializers.values())
+    held = [value.const_value.dtype for value in weights if value.const_value is not None]
+    held += [value.dtype for value in (*model.graph.inputs, *model.graph.outputs)]
+    held += [node.attributes.get_int("to") for node in nodes if node.op_type == "Cast"]
+    found = next((dtype for dtype in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16) if dtype in held), ir.DataType.FLOAT)
+    return dtype_name(found)
+
+
+def _rounds_activations(node: ir.Node) -> bool:
+    if node.op_type == "MatMulNBits":
+        return node.attributes.get_int("accuracy_level", 0) == 4
+    return node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True)

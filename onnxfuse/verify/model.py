@@ -13,14 +13,7 @@ import onnx_ir as ir
 from onnxfuse import model_io
 from onnxfuse.errors import UsageError
 from onnxfuse.report import OutputCheck, Verification
-from onnxfuse.verify.compare import (
-    QUANTISED_TOLERANCE,
-    TOLERANCES,
-    Difference,
-    defined,
-    difference,
-    rounds_activations,
-)
+from onnxfuse.verify.compare import TOLERANCES, Difference, coarsest_arithmetic, defined, difference
 from onnxfuse.verify.feeds import draw, grid
 from onnxfuse.verify.interface import FREE_SIZES, Interface, Point
 from onnxfuse.verify.sessions import Session, first_line
@@ -48,7 +41,7 @@ def validate(
     Parameters
     ----------
     tolerance : float, optional
-        Largest relative difference accepted (see `compare.difference`); default by the output's dtype.
+        Largest relative difference accepted (see `compare.difference`); default by the model's arithmetic.
     points : sequence of Point, optional
         Sizes to try; default the whole grid that the inputs allow. Padded batches are compared on the tokens that are
         not padding.
@@ -75,11 +68,8 @@ def validate(
     del reference
     if library is None:
         notes.append("the operator library was not used: only function bodies were compared")
-    if tolerance is None and rounds_activations(graph):
-        tolerance = QUANTISED_TOLERANCE
-        notes.append(f"the original rounds activations to 8 bits as it runs, hence a tolerance of {tolerance}")
 
-    worst = _Worst()
+    worst = _Worst(TOLERANCES[coarsest_arithmetic(graph)] if tolerance is None else tolerance)
     for way, path in ways.items():
         try:
             session = Session(fused, library=path, provider=provider, threads=threads)
@@ -96,7 +86,7 @@ def validate(
             worst.see(outputs, actual, point, feed)
             ticks.advance()
         del session
-    checks = worst.checks(tolerance)
+    checks = worst.checks()
     return Verification("model", all(check.passed for check in checks), checks, tuple(notes))
 
 
@@ -137,7 +127,8 @@ def _reference_outputs(
 class _Worst:
     """The largest difference of each output so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
         self.found: dict[str, tuple[Difference, str]] = {}
         self.compared: dict[str, int] = {}
         self.dtypes: dict[str, str] = {}
@@ -150,11 +141,11 @@ class _Worst:
             if name not in self.found or now.max_rel > self.found[name][0].max_rel:
                 self.found[name] = (now, feed)
 
-    def checks(self, tolerance: float | None) -> tuple[OutputCheck, ...]:
-        """The verdict on every output; without `tolerance` by its dtype, integers exactly."""
+    def checks(self) -> tuple[OutputCheck, ...]:
+        """The verdict on every output; integers and booleans have to be equal."""
         checks = []
         for name, (worst, feed) in self.found.items():
-            allowed = TOLERANCES.get(self.dtypes[name], 0.0) if tolerance is None else tolerance
+            allowed = self.tolerance if self.dtypes[name] in TOLERANCES else 0.0
             passed = worst.max_rel <= allowed
             checks.append(
                 OutputCheck(name, worst.max_abs, worst.max_rel, allowed, passed, worst.worst, feed, self.compared[name])
