@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -290,6 +291,12 @@ def test_list_shows_fusions_operators_and_their_documentation(capsys):
 def test_every_command_explains_itself(capsys, command):
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and "usage: onnxfuse" in out and "--debug" in out
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "onnxfuse", "list"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert "gated_mlp" in told
 
 
 def test_the_guilty_fusions_are_a_smallest_set():

@@ -102,8 +102,9 @@ def test_other_providers_get_the_bodies() -> None:
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def test_no_runtime_says_which_extra_to_take() -> None:
+def test_no_runtime_says_which_extra_to_take(tmp_path: Path) -> None:
     script = "import sys; sys.modules['onnxruntime'] = None; import onnxfuse; onnxfuse.session_options()"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    # Elsewhere: -c puts the working directory first, and a checkout's folder would hide the installed package.
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert run.returncode != 0
     assert "pip install 'onnxfuse[cpu]'" in run.stderr
