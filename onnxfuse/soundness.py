@@ -68,11 +68,20 @@ def describe(node: ir.Node, facts: Facts) -> None:
 
 
 def bodies(facts: Facts) -> Callable[[ir.Node, int], ir.Function]:
-    """Makes the body of a new node, whose inputs' dtypes and ranks only `facts` may know: see `functions.body`."""
+    """Makes the body of a new node, whose inputs' dtypes and ranks only `facts` may know: see `functions.body`.
+
+    Nodes with equal attributes, dtypes and shapes share one function.
+    """
+    made: dict[tuple, ir.Function] = {}
 
     def body(node: ir.Node, opset: int) -> ir.Function:
         describe(node, facts)
-        return functions.body(node, opset)
+        attributes = tuple((a.name, str(a.value)) for a in node.attributes.values())
+        inputs = tuple(None if v is None else (v.dtype, v.shape and tuple(map(str, v.shape))) for v in node.inputs)
+        key = (node.op_type, opset, attributes, inputs, len(node.outputs))
+        if key not in made:
+            made[key] = functions.body(node, opset)
+        return made[key]
 
     return body
 

@@ -213,22 +213,23 @@ def _replaced_text(nodes: Iterable[ir.Node]) -> str:
 def remove_dead(nodes: Iterable[ir.Node], order: Order) -> None:
     """Remove `nodes`, then whatever only they needed."""
     stack = list(nodes)
-    dead = set(stack)
+    dead = dict.fromkeys(stack)
     while stack:
         node = stack.pop()
         inputs = order.inputs_of(node)
         _detach(node, order)
-        node.graph.remove(node)
         for value in inputs:
             _remove_if_unused(value, stack, dead)
+    for graph in {node.graph for node in dead}:  # at once: every removal looks at all outputs of the graph
+        graph.remove([node for node in dead if node.graph is graph])
 
 
-def _remove_if_unused(value: ir.Value, stack: list[ir.Node], dead: set[ir.Node]) -> None:
+def _remove_if_unused(value: ir.Value, stack: list[ir.Node], dead: dict[ir.Node, None]) -> None:
     producer = value.producer()
     if producer is not None:
         unused = all(not output.uses() and not output.is_graph_output() for output in producer.outputs)
         if unused and producer not in dead and producer.graph is not None:
-            dead.add(producer)
+            dead[producer] = None
             stack.append(producer)
     elif value.is_initializer() and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
         value.graph.initializers.pop(value.name)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxfuse.facts import Facts
+from onnxfuse.normalise.lifting import lift_constants
 from onnxfuse.normalise.sweep import sweep
 
 SHARED_CONSTANT = 1024  # elements up to which equal constants are merged
@@ -21,8 +22,8 @@ def normalise(model: ir.Model) -> Facts:
     """Simplify `model` in place without changing what it computes, and return the facts about its values."""
     passes.TopologicalSortPass()(model)
     passes.InlinePass(criteria=lambda function: function.domain != "onnxfuse")(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     facts = Facts(model)
+    lift_constants(facts)
     _simplified(model, facts, canonical=True)
     return facts
 

@@ -40,7 +40,7 @@ def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     key = (site.facts.dtype(output), site.facts.shape(output), tuple(content))
     first = site.sizes.get(key)
-    if first is not None and first is not output and first.producer().graph is not None:  # None: it died meanwhile
+    if first is not None and first is not output and first.producer() not in site.dead:
         return first
     site.sizes[key] = output
     is_size = len(content) == 1 and site.facts.dtype(output) == ir.DataType.INT64

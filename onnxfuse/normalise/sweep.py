@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ class Site:
         self.canonical = canonical  # whether patterns are matched afterwards
         self.node: ir.Node | None = None
         self.queue: list[ir.Node] = []  # nodes that a rule put in front of the current one
+        self.dead: dict[ir.Node, None] = {}  # nodes that read and feed nothing any more; they leave at the end
         self.sizes: dict[tuple, ir.Value] = {}  # the value that holds these symbolic integers, by dtype and content
         self._constants: dict[tuple, ir.Value] = {}
         self._names = {v.name for n in ir.traversal.RecursiveGraphIterator(facts.model.graph) for v in n.outputs}
@@ -79,6 +81,17 @@ class Site:
         self.queue.append(node)
         return node.outputs[0]
 
+    def bury(self, node: ir.Node) -> bool:
+        """Detach `node` if nothing reads it, then what only it read: a rule counts the users of a value."""
+        if node in self.dead or any(o.uses() or o.is_graph_output() for o in node.outputs):
+            return False
+        producers = [i.producer() for i in node.inputs if i is not None and i.producer() is not None]
+        node.resize_inputs(0)
+        self.dead[node] = None
+        for producer in producers:
+            self.bury(producer)
+        return True
+
 
 def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
     """Simplify every node of `graph` and of its subgraphs in place.
@@ -92,7 +105,13 @@ def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
     import onnxfuse.normalise.simplify
     import onnxfuse.normalise.stacking  # noqa: F401
 
-    _sweep(graph, Site(facts, canonical))
+    site = Site(facts, canonical)
+    _sweep(graph, site)
+    by_graph: dict[ir.Graph, list[ir.Node]] = defaultdict(list)
+    for node in site.dead:
+        by_graph[node.graph].append(node)
+    for owner, nodes in by_graph.items():
+        owner.remove(nodes)
 
 
 def _sweep(graph: ir.Graph, site: Site) -> None:
@@ -109,7 +128,7 @@ def _sweep(graph: ir.Graph, site: Site) -> None:
 
 
 def _simplify(node: ir.Node, site: Site) -> None:
-    if not node.outputs or node.graph is None:
+    if not node.outputs or node in site.dead:
         return
     own = RULES.get(f"{node.domain}.{node.op_type}", []) if node.domain else RULES["*"] + RULES.get(node.op_type, [])
     for _ in range(FIXPOINT_LIMIT):
@@ -121,19 +140,8 @@ def _simplify(node: ir.Node, site: Site) -> None:
             continue
         if not replace(node.outputs[0], new, site.facts):
             return
-        if _remove_if_dead(node):
+        if site.bury(node):
             return
-
-
-def _remove_if_dead(node: ir.Node) -> bool:
-    """Remove `node` if nothing reads it, then what only it read: a rule counts the users of a value."""
-    if node.graph is None or any(o.uses() or o.is_graph_output() for o in node.outputs):
-        return False
-    producers = [i.producer() for i in node.inputs if i is not None and i.producer() is not None]
-    node.graph.remove(node, safe=True)
-    for producer in producers:
-        _remove_if_dead(producer)
-    return True
 
 
 def replace(old: ir.Value, new: ir.Value, facts: Facts) -> bool:

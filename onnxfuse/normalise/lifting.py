@@ -1,0 +1,32 @@
+"""Constant nodes become initializers, so that a constant has one form."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx_ir as ir
+
+from onnxfuse.facts import Facts
+
+
+def lift_constants(facts: Facts) -> None:
+    """Turn every Constant node that makes a tensor of numbers into an initializer of its graph, under the same name.
+
+    onnx_ir has a pass for this; it asks of each tensor whether it follows a typing.Protocol, which takes as long as
+    all the rest of the normalisation.
+    """
+    lifted: dict[ir.Graph, list[ir.Node]] = defaultdict(list)
+    for node in ir.traversal.RecursiveGraphIterator(facts.model.graph):
+        output = node.outputs[0] if node.outputs else None
+        if node.op_type != "Constant" or node.domain or output.is_graph_output():
+            continue
+        tensor = facts.tensor(output)
+        if tensor is None:  # text, or sparse
+            continue
+        constant = ir.Value(name=output.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        constant.metadata_props.update(output.metadata_props)
+        node.graph.initializers.add(constant)
+        output.replace_all_uses_with(constant)
+        lifted[node.graph].append(node)
+    for graph, nodes in lifted.items():
+        graph.remove(nodes)
