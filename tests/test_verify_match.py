@@ -12,7 +12,9 @@ from onnxfuse.dsl import constant, fusion, op, scalar, tensor
 from onnxfuse.explain import Fused, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.rewriter import rewrite
+from onnxfuse.verify import trial
 from onnxfuse.verify.match import MatchVerifier
+from onnxfuse.verify.sessions import Session
 from onnxfuse.verify.shrink import Shrinking
 from onnxfuse.verify.slices import cut_out
 
@@ -99,6 +101,32 @@ def test_a_right_rewrite_is_accepted(dtype, with_library):
     assert [type(event) for event in events] == [Fused]
     (verdict,) = verifier.verdicts.values()
     assert verdict.points >= 3 and verdict.max_rel < (1e-6 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize(("tolerance", "sessions"), [(1e-2, 2), (0.0, 3)])
+def test_the_old_graph_runs_as_it_is_where_its_own_error_matters(monkeypatch, tolerance, sessions):
+    opened = []
+
+    def open_session(model, **options):
+        opened.append(model)
+        return Session(model, **options)
+
+    monkeypatch.setattr(trial, "Session", open_session)
+    events, _ = outcome(norm_model("float16"), norm_fusion(right, {"float16": tolerance}))
+    assert [type(event) for event in events] == [Fused]
+    assert len(opened) == sessions  # in float32 and rewritten; if these two differ by more, in float16 too
+
+
+def test_a_slice_takes_the_functions_that_it_calls():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 18, "own" : 1]>
+        agraph (float[4] x) => (float[4] y) { y = own.Outer(x) }
+        <opset_import: ["" : 18, "own" : 1], domain: "own"> Outer (a) => (b) { b = own.Inner(a) }
+        <opset_import: ["" : 18], domain: "own"> Inner (a) => (b) { b = Neg(a) }
+        <opset_import: ["" : 18], domain: "own"> Other (a) => (b) { b = Abs(a) }
+    """)
+    piece = cut_out(model.graph.outputs, lambda value: False, Facts(model)).model(model.functions.values())
+    assert {name for _, name, _ in piece.functions} == {"Outer", "Inner"}
 
 
 @pytest.mark.parametrize("rewriting", [without_weight, other_epsilon, squared_norm, one_axis_less])

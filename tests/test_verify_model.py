@@ -56,6 +56,12 @@ def test_sizes_that_the_model_fixes_are_kept():
     assert {p.padding for p in points} == {"none", "left", "right"}
 
 
+@pytest.mark.parametrize(("length", "samples"), [(3, 3), (1024, 1)])
+def test_one_size_is_drawn_several_times_only_if_it_shows_few_tokens(length, samples):
+    points = grid(Interface.of(inputs_model(("input_ids", 7, [1, length]))))
+    assert [point.sample for point in points] == list(range(samples))
+
+
 def test_an_unnamed_float_mask_beside_token_ids_is_recognised():
     proto = embedding_model()
     proto.graph.input.append(helper.make_tensor_value_info("input1", TensorProto.FLOAT, ["batch", "sequence"]))

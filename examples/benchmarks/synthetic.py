@@ -36,7 +36,7 @@ def synthetic(small: Path, layers: int, folder: Path) -> Path:
     _repeat_second_layer(graph, layers)
     for value in (*graph.input, *graph.output):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if (value.name == "logits" and axis == 2) or ("key" in value.name or "value" in value.name) and axis == 1:
+            if (value.name == "logits" and axis == 2) or (("key" in value.name or "value" in value.name) and axis == 1):
                 dim.dim_value *= WIDER
     _move_outside(graph, folder / f"llama_7b_{layers}_layers.bin")
     path = folder / f"llama_7b_{layers}_layers.onnx"

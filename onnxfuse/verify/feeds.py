@@ -15,7 +15,8 @@ HIDDEN_SCORE = -1e4  # a masked score: finite in float16, zero after Softmax
 BATCHES = (1, 3)
 LENGTHS = (1, 4, 17)
 PASTS = (0, 5, 64)
-SAMPLES = 3  # least number of points
+SAMPLES = 3  # least number of points, unless they have ENOUGH_TOKENS
+ENOUGH_TOKENS = 256  # each is drawn and compared on its own: one long prompt shows as much as several short ones
 PADDINGS = ("none", "left", "right")
 
 
@@ -43,6 +44,8 @@ def grid(
                         continue
                     points[point] = None
     first = list(points)[:1]
+    if sum(point.batch * point.length for point in points) >= ENOUGH_TOKENS:
+        return list(points)
     extra = [replace(p, sample=sample) for p in first for sample in range(1, SAMPLES - len(points) + 1)]
     return [*points, *extra]
 

@@ -10,6 +10,7 @@ Equal structures are tried once; `trial` runs them.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.facts import Facts
 from onnxfuse.splice import Candidate
+from onnxfuse.verify.feeds import draw
 from onnxfuse.verify.interface import Interface
 from onnxfuse.verify.sessions import onnxruntime
 from onnxfuse.verify.slices import Unsliceable, content_text, cut_out, fingerprint, reads
@@ -52,6 +54,7 @@ class MatchVerifier:
         self.interface = Interface.of(facts.model)
         roles = {entry.name: entry.role for entry in self.interface.inputs}
         self.roles = {value: roles.get(value.name, "values") for value in facts.model.graph.inputs}
+        self.feed = cache(lambda point: draw(self.interface, point))  # all candidates are tried at the same few points
         self.verdicts: dict[str, Verdict] = {}
         self.candidates = 0
         self._is_prelude: dict[ir.Value, bool] = {}

@@ -69,6 +69,8 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        # waiting threads sleep: a session for proof runs a few times, and spinning would cost more than its work
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if library is not None:
             options.register_custom_ops_library(str(library))
         ort.set_seed(RANDOM_SEED)

@@ -146,6 +146,22 @@ def content_text(tensor: ir.TensorProtocol) -> str:
     return f"{tensor.dtype} {tensor.shape} {hashlib.sha256(tensor.tobytes()).hexdigest()}"
 
 
+def called(nodes: Iterable[ir.Node], functions: Iterable[ir.Function]) -> list[ir.Function]:
+    """Those of `functions` that `nodes` call, directly or through one another."""
+    by_name = {function.identifier(): function for function in functions}
+    found: dict[ir.OperatorIdentifier, ir.Function] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        name = node.op_identifier()
+        if name in by_name and name not in found:
+            found[name] = by_name[name]
+            stack.extend(by_name[name])
+        for graph in subgraphs(node):
+            stack.extend(graph)
+    return list(found.values())
+
+
 class _Assembly:
     """Clones a slice, so that the graph it was cut from stays as it is."""
 
@@ -177,8 +193,7 @@ class _Assembly:
             opset_imports={"onnxfuse": 1, **facts.model.opset_imports},
             name="slice",
         )
-        functions = list({function.identifier(): function for function in functions}.values())
-        model = ir.Model(graph, ir_version=IR_VERSION, functions=functions)
+        model = ir.Model(graph, ir_version=IR_VERSION, functions=called(piece.nodes, functions))
         if self.clones:  # they read values of the graph that was cut, by the same names
             model = ir.from_proto(ir.to_proto(model))
             for clone in self.clones:
