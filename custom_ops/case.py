@@ -44,7 +44,8 @@ class Case:
 
     `inputs` are by name in order; None is an absent optional input, an array is taken as it is. `outputs` gives the
     dtype of every output by name. A result may differ from the reference by `absolute + relative * |reference|`; the
-    function body, run with the runtime's own and perhaps less exact operators, by `body_absolute` more.
+    function body, run with the runtime's own and perhaps less exact operators, by `body_absolute` more; a CUDA kernel,
+    whose tensor cores take the intermediate results in the dtype of the inputs, by `cuda_absolute` more.
     Set `benchmark` on the shapes worth timing; `flops` says what arithmetic they take, 0 where memory traffic decides.
     """
 
@@ -55,6 +56,7 @@ class Case:
     relative: float = 0.0
     absolute: float = 0.0
     body_absolute: float = 0.0
+    cuda_absolute: float = 0.0
     benchmark: bool = False
     flops: float = 0.0
 

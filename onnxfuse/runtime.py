@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import ctypes
+import functools
 import importlib.util
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +22,10 @@ if TYPE_CHECKING:
 
 _LIBRARY = "libonnxfuse_ops"
 _OPS_KEY = "onnxfuse.ops"
+_PROVIDERS_KEY = "onnxfuse.providers"
+_RECORD_PLACES_KEY = "session.record_ep_graph_assignment_info"
 _CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 
 
 def library_path() -> Path:
@@ -41,6 +48,24 @@ def library_path() -> Path:
     )
 
 
+@functools.cache
+def kernels() -> dict[str, frozenset[str]]:
+    """The operators that the library has kernels for, by ONNX Runtime's names of the execution providers.
+
+    Examples
+    --------
+    >>> "RMSNorm" in kernels()["CPUExecutionProvider"]
+    True
+    """
+    function = ctypes.CDLL(str(library_path())).onnxfuse_kernels
+    function.restype = ctypes.c_char_p
+    found: dict[str, set[str]] = collections.defaultdict(set)
+    for line in function().decode().splitlines():
+        provider, operator = line.split()
+        found[provider].add(operator)
+    return {provider: frozenset(operators) for provider, operators in found.items()}
+
+
 def session_options(
     options: onnxruntime.SessionOptions | None = None,
     *,
@@ -54,8 +79,8 @@ def session_options(
     options
         Options to complete; new ones by default.
     providers
-        The execution providers of the session, first choice first. An operator without a kernel for the first one is
-        left to its function body, which runs there; the kernels of this library are for the CPU.
+        The execution providers of the session, first choice first; the CPU by default. An operator without a kernel for
+        the first one is left to its function body, which runs there.
     ops
         The operators whose kernels to use, e.g. ["RMSNorm"]; the others run as their function bodies. By default all
         that suit `providers`.
@@ -67,12 +92,18 @@ def session_options(
     """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions() if options is None else options
-    if ops is None and providers and _name(providers[0]) != _CPU:
-        ops = []
-    if ops is not None:
-        if not ops:
-            return options
-        options.add_session_config_entry(_OPS_KEY, ",".join(ops))
+    names = [_CPU] if not providers else [_name(provider) for provider in providers]
+    chosen = names if ops is not None else names[:1]
+    # Kernels for a provider that this ONNX Runtime lacks would leave it with nodes that nothing can run.
+    chosen = [name for name in chosen if name in kernels() and name in onnxruntime.get_available_providers()]
+    if ops is None:
+        ops = sorted(frozenset().union(*(kernels()[name] for name in chosen)))
+    if not ops or not chosen:
+        return options
+    if _CPU in names and _CPU not in chosen:
+        chosen.append(_CPU)  # should the first provider fail to start, the session runs there
+    options.add_session_config_entry(_OPS_KEY, ",".join(ops))
+    options.add_session_config_entry(_PROVIDERS_KEY, ",".join(chosen))
     options.register_custom_ops_library(str(library_path()))
     return options
 
@@ -85,6 +116,8 @@ def session(
     ops: Sequence[str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session of a fused model.
+
+    Warns, where CUDA is the first of `providers`, of fused nodes that run elsewhere or as their function bodies.
 
     Parameters
     ----------
@@ -102,12 +135,55 @@ def session(
     """
     providers = [_CPU] if providers is None else providers
     options = session_options(options, providers=providers, ops=ops)
+    on_cuda = bool(providers) and _name(providers[0]) == _CUDA
+    if on_cuda:
+        options.add_session_config_entry(_RECORD_PLACES_KEY, "1")
     if isinstance(model, ir.Model):
         model = ir.to_proto(model)
     if isinstance(model, onnx.ModelProto):
         model = model.SerializeToString()
     source = model if isinstance(model, bytes) else os.fspath(model)
-    return _onnxruntime().InferenceSession(source, options, providers=list(providers))
+    session = _onnxruntime().InferenceSession(source, options, providers=list(providers))
+    if on_cuda:
+        for obstacle in _obstacles(session, source, ops):
+            warnings.warn(obstacle, stacklevel=2)
+    return session
+
+
+def _obstacles(session: onnxruntime.InferenceSession, source: bytes | str, ops: Sequence[str] | None) -> Iterable[str]:
+    """Why fused nodes of a session that prefers CUDA do not run as CUDA kernels, a sentence each."""
+    if _CUDA not in session.get_providers():
+        available = _CUDA in _onnxruntime().get_available_providers()
+        yield "the CUDA execution provider did not start, so the model runs on the CPU; " + (
+            "ONNX Runtime's own message says what it lacks"
+            if available
+            else "this ONNX Runtime was built without it: pip install 'onnxfuse[gpu]'"
+        )
+        return
+    proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
+    model = ir.from_proto(proto)
+    fused = collections.Counter(
+        node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == "onnxfuse"
+    )
+    have = kernels().get(_CUDA, frozenset())
+    if fused and not have:
+        yield (
+            "this build of onnxfuse has no CUDA kernels, so fused nodes run as standard operators: "
+            "install it anew with nvcc on the PATH"
+        )
+        return
+    for operator in sorted(fused.keys() - have) if ops is None else ():
+        yield f"{fused[operator]} nodes {operator} run as standard operators: there is no CUDA kernel for it"
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before ONNX Runtime 1.24
+        return
+    elsewhere = collections.Counter(
+        (node.op_type, place.ep_name)
+        for place in session.get_provider_graph_assignment_info()
+        for node in place.get_nodes()
+        if node.domain == "onnxfuse" and place.ep_name != _CUDA
+    )
+    for (operator, provider), count in sorted(elsewhere.items()):
+        yield f"{count} nodes {operator} run on {provider}: the CUDA kernel does not take their dtypes"
 
 
 def _name(provider: str | tuple[str, dict[str, Any]]) -> str:

@@ -14,7 +14,8 @@ import pytest
 
 import onnxfuse
 from onnxfuse.custom_ops.body import DOMAIN
-from onnxfuse.custom_ops.functions import body
+from onnxfuse.custom_ops.functions import body, folders
+from onnxfuse.runtime import kernels
 
 
 def two_operators(with_functions: bool = True) -> ir.Model:
@@ -93,6 +94,37 @@ def test_sessions_with_different_ops_do_not_interfere(tmp_path: Path) -> None:
 def test_an_unknown_op_is_refused() -> None:
     with pytest.raises(Exception, match=r"names the operator 'LayerNorm'; this library has .*RMSNorm"):
         onnxfuse.session_options(ops=["LayerNorm"])
+
+
+def test_an_unknown_provider_is_refused() -> None:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("onnxfuse.providers", "TPUExecutionProvider")
+    with pytest.raises(Exception, match=r"names the execution provider 'TPUExecutionProvider'; this library has .*CPU"):
+        options.register_custom_ops_library(str(onnxfuse.library_path()))
+
+
+def test_the_library_tells_its_kernels() -> None:
+    assert kernels()["CPUExecutionProvider"] == frozenset(folders())
+    assert kernels().get("CUDAExecutionProvider", frozenset()) <= frozenset(folders())
+
+
+def test_kernels_of_all_providers_together_leave_cpu_sessions_as_they_are(tmp_path: Path) -> None:
+    options = profiled(tmp_path)
+    options.register_custom_ops_library(str(onnxfuse.library_path()))
+    model = ir.to_proto(two_operators()).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    assert kernels_run(session) == {"RMSNorm", "SwiGLU"}
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
+)
+def test_asking_a_cpu_runtime_for_cuda_warns_and_runs() -> None:
+    with pytest.warns(UserWarning, match=r"built without it: pip install 'onnxfuse\[gpu\]'"):
+        session = onnxfuse.session(two_operators(), providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    expected = onnxfuse.session(two_operators()).run(None, FEED)[0]
+    # the body's float32 operators round some ten times on numbers below 16
+    np.testing.assert_allclose(session.run(None, FEED)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_providers_get_the_bodies() -> None:

@@ -61,6 +61,12 @@ std::string NodeInfo::text(const char* name, std::optional<std::string> otherwis
   return value;
 }
 
+OrtAllocator* NodeInfo::allocator() const {
+  OrtAllocator* allocator = nullptr;
+  check(ort::api.KernelInfoGetAllocator(info_, ort::kMemoryDefault, &allocator));
+  return allocator;
+}
+
 Context::Context(OrtKernelContext* context) : context_(context) {
   check(ort::api.KernelContext_GetInputCount(context_, &input_count_));
   check(ort::api.KernelContext_GetOutputCount(context_, &output_count_));
@@ -116,6 +122,18 @@ int64_t Context::chunk_count(int64_t count, double nanoseconds_each) {
   const double total = static_cast<double>(count) * nanoseconds_each;
   if (total < kSerialNanoseconds) return 1;
   return std::min({count, most, static_cast<int64_t>(total / kChunkNanoseconds)});
+}
+
+void* Context::gpu_stream() const {
+  void* stream = nullptr;
+  check(ort::api.KernelContext_GetGPUComputeStream(context_, &stream));
+  return stream;
+}
+
+void* Context::gpu_scratch(const OrtMemoryInfo* device, size_t bytes) const {
+  void* memory = nullptr;
+  check(ort::api.KernelContext_GetScratchBuffer(context_, device, bytes, &memory));
+  return memory;
 }
 
 void* Context::allocate(size_t bytes) const {

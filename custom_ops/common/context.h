@@ -21,6 +21,9 @@ class NodeInfo {
   int64_t integer(const char* name, std::optional<int64_t> otherwise = std::nullopt) const;
   std::string text(const char* name, std::optional<std::string> otherwise = std::nullopt) const;
 
+  // The allocator of the device that the node runs on; the caller's to release.
+  OrtAllocator* allocator() const;
+
  private:
   const OrtKernelInfo* info_;
 };
@@ -56,6 +59,10 @@ class Context {
   Scratch<T> scratch(int64_t count) const {
     return Scratch<T>(*this, count);
   }
+
+  // On CUDA: the stream to launch on, and memory for what is launched there during this run; see common/cuda.h.
+  void* gpu_stream() const;
+  void* gpu_scratch(const OrtMemoryInfo* device, size_t bytes) const;
 
   // Calls body(begin, end) for disjoint ranges that cover [0, count), in parallel on the session's own threads where
   // the work, estimated as count * nanoseconds_each, is worth the hand-over. The body must not throw.

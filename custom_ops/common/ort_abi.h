@@ -63,6 +63,7 @@ struct CustomOp;
   SLOT(69, CreateCpuMemoryInfo, OrtStatus*, int allocator_type, int memory_type, OrtMemoryInfo** out)                  \
   SLOT(75, AllocatorAlloc, OrtStatus*, OrtAllocator*, size_t bytes, void** out)                                        \
   SLOT(76, AllocatorFree, OrtStatus*, OrtAllocator*, void*)                                                            \
+  SLOT(77, AllocatorGetInfo, OrtStatus*, const OrtAllocator*, const OrtMemoryInfo** out)                               \
   SLOT(85, KernelInfoGetAttribute_float, OrtStatus*, const OrtKernelInfo*, const char* name, float* out)               \
   SLOT(86, KernelInfoGetAttribute_int64, OrtStatus*, const OrtKernelInfo*, const char* name, int64_t* out)             \
   SLOT(87, KernelInfoGetAttribute_string, OrtStatus*, const OrtKernelInfo*, const char* name, char* out, size_t* size) \
@@ -74,6 +75,7 @@ struct CustomOp;
   SLOT(93, ReleaseStatus, void, OrtStatus*)                                                                            \
   SLOT(99, ReleaseTensorTypeAndShapeInfo, void, OrtTensorTypeAndShapeInfo*)                                            \
   SLOT(132, ReleaseAllocator, void, OrtAllocator*)                                                                     \
+  SLOT(193, KernelContext_GetGPUComputeStream, OrtStatus*, const OrtKernelContext*, void** out)                        \
   SLOT(237, HasSessionConfigEntry, OrtStatus*, const OrtSessionOptions*, const char* key, int* out)                    \
   SLOT(238, GetSessionConfigEntry, OrtStatus*, const OrtSessionOptions*, const char* key, char* out, size_t* size)     \
   SLOT(244, KernelInfo_GetNodeName, OrtStatus*, const OrtKernelInfo*, char* out, size_t* size)                         \
@@ -90,7 +92,10 @@ struct CustomOp;
   SLOT(271, SetSymbolicDimensions, OrtStatus*, OrtTensorTypeAndShapeInfo*, const char** names, size_t rank)            \
   SLOT(272, ReadOpAttr, OrtStatus*, const OrtOpAttr*, int type, void* data, size_t size, size_t* out)                  \
   SLOT(274, KernelContext_ParallelFor, OrtStatus*, const OrtKernelContext*, void (*body)(void*, size_t), size_t total, \
-       size_t batches, void* user)
+       size_t batches, void* user)                                                                                     \
+  SLOT(277, KernelContext_GetScratchBuffer, OrtStatus*, const OrtKernelContext*, const OrtMemoryInfo*, size_t bytes,   \
+       void** out)                                                                                                     \
+  SLOT(278, KernelInfoGetAllocator, OrtStatus*, const OrtKernelInfo*, int memory_type, OrtAllocator** out)
 
 // Present since API 24 only.
 #define ONNXFUSE_ORT_SLOTS_API_24(SLOT)                                                                        \

@@ -25,7 +25,7 @@ size_t Op::required_outputs() const {
 
 void set_description(Op& op) {
   op.GetName = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->name; };
-  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  op.GetExecutionProviderType = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->provider; };
   op.GetInputTypeCount = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->input_count; };
   op.GetOutputTypeCount = [](const ort::CustomOp* self) { return static_cast<const Op*>(self)->output_count; };
   op.GetInputType = [](const ort::CustomOp* self, size_t i) {
@@ -69,7 +69,9 @@ OrtStatus* error_status(const std::string& text) {
 
 namespace {
 
-constexpr const char* kOpsKey = "onnxfuse.ops";
+// Session config entries: what to register, as names separated by commas; everything where an entry is absent.
+constexpr const char* kOpsKey = "onnxfuse.ops";              // operators
+constexpr const char* kProvidersKey = "onnxfuse.providers";  // the execution providers whose kernels to take
 
 // Asking the runtime for an API that it lacks would print an error, so the version is read from its name.
 uint32_t api_version(const ort::ApiBase& base) {
@@ -91,23 +93,18 @@ ort::Api read_table(const ort::ApiBase& base) {
   return api;
 }
 
-std::set<std::string> registered_names() {
-  std::set<std::string> names;
-  for (const Op* op = Op::first(); op != nullptr; op = op->next) names.insert(op->name);
-  return names;
-}
-
-// The operators that the session asks for: those of its configuration entry "onnxfuse.ops", or all.
-std::set<std::string> wanted_names(const OrtSessionOptions* options) {
-  const std::set<std::string> known = registered_names();
+// The names of a session config entry; `known`, which are all that the library has, where the session has no such
+// entry.
+std::set<std::string> names_of(const OrtSessionOptions* options, const char* key, const char* what,
+                               const std::set<std::string>& known) {
   int has_entry = 0;
-  check(ort::api.HasSessionConfigEntry(options, kOpsKey, &has_entry));
+  check(ort::api.HasSessionConfigEntry(options, key, &has_entry));
   if (!has_entry) return known;
 
   size_t size = 0;
-  check(ort::api.GetSessionConfigEntry(options, kOpsKey, nullptr, &size));
+  check(ort::api.GetSessionConfigEntry(options, key, nullptr, &size));
   std::string entry(size, '\0');
-  check(ort::api.GetSessionConfigEntry(options, kOpsKey, entry.data(), &size));
+  check(ort::api.GetSessionConfigEntry(options, key, entry.data(), &size));
   entry.resize(size - 1);  // the terminating zero
 
   std::set<std::string> wanted;
@@ -116,24 +113,39 @@ std::set<std::string> wanted_names(const OrtSessionOptions* options) {
     if (known.count(name) == 0) {
       std::string all;
       for (const std::string& other : known) all += (all.empty() ? "" : ", ") + other;
-      fail("session config entry ", kOpsKey, " names the operator '", name, "'; this library has ", all);
+      fail("session config entry ", key, " names the ", what, " '", name, "'; this library has ", all);
     }
     wanted.insert(name);
   }
   return wanted;
 }
 
+// What the session asks for.
+std::set<Op*> wanted_ops(const OrtSessionOptions* options) {
+  std::set<std::string> names, providers;
+  for (const Op* op = Op::first(); op != nullptr; op = op->next) {
+    names.insert(op->name);
+    providers.insert(op->provider);
+  }
+  names = names_of(options, kOpsKey, "operator", names);
+  providers = names_of(options, kProvidersKey, "execution provider", providers);
+  std::set<Op*> wanted;
+  for (Op* op = Op::first(); op != nullptr; op = op->next) {
+    if (names.count(op->name) != 0 && providers.count(op->provider) != 0) wanted.insert(op);
+  }
+  return wanted;
+}
+
 // The domain holding the `wanted` operators. The runtime keeps pointers to it, so it lives as long as the library.
-OrtCustomOpDomain* domain_of(const std::set<std::string>& wanted) {
+OrtCustomOpDomain* domain_of(const std::set<Op*>& wanted) {
   static std::mutex mutex;
-  static std::map<std::set<std::string>, OrtCustomOpDomain*> domains;
+  static std::map<std::set<Op*>, OrtCustomOpDomain*> domains;
   const std::lock_guard<std::mutex> lock(mutex);
   OrtCustomOpDomain*& domain = domains[wanted];
   if (domain != nullptr) return domain;
   OrtCustomOpDomain* made = nullptr;
   check(ort::api.CreateCustomOpDomain("onnxfuse", &made));
-  for (Op* op = Op::first(); op != nullptr; op = op->next) {
-    if (wanted.count(op->name) == 0) continue;
+  for (Op* op : wanted) {
     const bool all_required = std::all_of(op->inputs, op->inputs + op->input_count,
                                           [](const Port& port) { return port.characteristic == ort::kRequired; });
     if (!all_required && ort::api.version < ort::kApiVersionInferringWithoutOptionalInputs) {
@@ -164,10 +176,25 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   static_cast<void>(table_was_read);
   try {
     simd_target();  // a bad ONNXFUSE_SIMD is reported here, not at the first run
-    const std::set<std::string> wanted = wanted_names(options);
+    const std::set<Op*> wanted = wanted_ops(options);
     if (!wanted.empty()) check(ort::api.AddCustomOpDomain(options, domain_of(wanted)));
     return nullptr;
   } catch (const std::exception& error) {
     return error_status(error.what());
   }
+}
+
+// The kernels of this library, for whoever prepares sessions: a line "<execution provider> <operator>" each.
+extern "C" __attribute__((visibility("default"))) const char* onnxfuse_kernels() {
+  using namespace onnxfuse;
+  static const std::string text = [] {
+    std::set<std::string> lines;
+    for (const Op* op = Op::first(); op != nullptr; op = op->next) {
+      lines.insert(std::string(op->provider) + ' ' + op->name + '\n');
+    }
+    std::string all;
+    for (const std::string& line : lines) all += line;
+    return all;
+  }();
+  return text.c_str();
 }

@@ -10,6 +10,10 @@
 //   };
 //   const Register<Double<float>, Double<Half>> registered("Double");
 //
+// Kernels of the same operator for another execution provider are registered with its name, in a file of their own:
+//
+//   const Register<DoubleOnCuda<float>, DoubleOnCuda<Half>> registered("Double", kCudaProvider);
+//
 // Whatever these functions throw becomes an error that names the operator, the node and the inputs' shapes.
 #pragma once
 
@@ -21,6 +25,9 @@
 #include "common/shape_inference.h"
 
 namespace onnxfuse {
+
+inline constexpr const char* kCpuProvider = "CPUExecutionProvider";
+inline constexpr const char* kCudaProvider = "CUDAExecutionProvider";
 
 // An input or output of an operator.
 struct Port {
@@ -40,9 +47,10 @@ constexpr Port optional(const char* name) {
 // An optional input of any dtype; compute() looks at the dtype.
 constexpr Port optional_any(const char* name) { return {name, DType::kAny, ort::kOptional}; }
 
-// One operator for one mix of dtypes, as a link of the list that RegisterCustomOps walks.
+// One operator for one mix of dtypes and one execution provider, as a link of the list that RegisterCustomOps walks.
 struct Op : ort::CustomOp {
   const char* name = nullptr;
+  const char* provider = nullptr;
   const Port* inputs = nullptr;
   const Port* outputs = nullptr;
   size_t input_count = 0, output_count = 0;
@@ -69,8 +77,9 @@ struct Instance {
 };
 
 template <class Kernel>
-void describe(Op& op, const char* name) {
+void describe(Op& op, const char* name, const char* provider) {
   op.name = name;
+  op.provider = provider;
   op.inputs = Kernel::kInputs;
   op.input_count = std::size(Kernel::kInputs);
   op.outputs = Kernel::kOutputs;
@@ -118,9 +127,9 @@ void describe(Op& op, const char* name) {
 template <class... Kernels>
 class Register {
  public:
-  explicit Register(const char* name) {
+  explicit Register(const char* name, const char* provider = kCpuProvider) {
     size_t i = 0;
-    (describe<Kernels>(ops_[i++], name), ...);
+    (describe<Kernels>(ops_[i++], name, provider), ...);
     for (Op& op : ops_) {
       op.next = Op::first();
       Op::first() = &op;

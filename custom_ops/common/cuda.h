@@ -1,0 +1,103 @@
+// The host's side of CUDA kernels: launching on the stream of a run, errors, memory for intermediate results.
+//
+// Nothing here waits for the device or allocates from the driver, so that a run can be captured in a CUDA graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/context.h"
+
+namespace onnxfuse::cuda {
+
+inline constexpr int kWarp = 32;
+
+inline void check(cudaError_t error, const char* what) {
+  require(error == cudaSuccess, "CUDA: ", what, ": ", cudaGetErrorString(error));
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline unsigned blocks(int64_t count) {
+  constexpr int64_t kMost = 0x7fffffff;
+  require(count <= kMost, "the tensors need ", count, " blocks of threads, expected at most ", kMost);
+  return static_cast<unsigned>(count);
+}
+
+// Whether 16-byte loads and stores may be used at an address.
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// A number of the device that runs the calling thread's kernels.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "the current device");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "an attribute of the device");
+  return value;
+}
+
+// Launches on the stream of a run.
+class Stream {
+ public:
+  explicit Stream(const Context& context) : stream_(static_cast<cudaStream_t>(context.gpu_stream())) {}
+
+  template <class... Parameters, class... Arguments>
+  void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared_bytes,
+              const Arguments&... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    constexpr size_t kWithoutAsking = 48 << 10;
+    if (shared_bytes > kWithoutAsking) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+            name);
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = threads;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+  }
+
+  void copy(void* to, const void* from, size_t bytes) const {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "a copy on the device");
+  }
+
+ private:
+  cudaStream_t stream_;
+};
+
+// The memory of the device that a node runs on.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(const NodeInfo& node) : allocator_(node.allocator()) {
+    onnxfuse::check(ort::api.AllocatorGetInfo(allocator_, &info_));
+  }
+  DeviceMemory(const DeviceMemory&) = delete;
+  ~DeviceMemory() { ort::api.ReleaseAllocator(allocator_); }
+
+ private:
+  friend class DeviceScratch;
+  OrtAllocator* allocator_;
+  const OrtMemoryInfo* info_;
+};
+
+// Memory for what one run launches. It belongs to the run's stream: handing it back while the kernels that use it still
+// wait in the stream is fine, the arena gives it to later work of the same stream only.
+class DeviceScratch {
+ public:
+  DeviceScratch(const Context& context, const DeviceMemory& memory, int64_t bytes)
+      : memory_(memory), data_(context.gpu_scratch(memory.info_, static_cast<size_t>(bytes))) {}
+  DeviceScratch(const DeviceScratch&) = delete;
+  ~DeviceScratch() {
+    if (data_ != nullptr) take_error(ort::api.AllocatorFree(memory_.allocator_, data_));
+  }
+
+  template <typename T>
+  T* at(int64_t byte) const {
+    return reinterpret_cast<T*>(static_cast<char*>(data_) + byte);
+  }
+
+ private:
+  const DeviceMemory& memory_;
+  void* data_;
+};
+
+}  // namespace onnxfuse::cuda
