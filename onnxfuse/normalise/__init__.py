@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxfuse.facts import Facts
+from onnxfuse.normalise.duplicates import merge_duplicates
 from onnxfuse.normalise.lifting import lift_constants
 from onnxfuse.normalise.sweep import sweep
 
@@ -37,7 +38,7 @@ def _simplified(model: ir.Model, facts: Facts, *, canonical: bool) -> None:
     sweep(model.graph, facts, canonical=canonical)
     passes.RemoveUnusedNodesPass()(model)
     passes.DeduplicateInitializersPass(size_limit=SHARED_CONSTANT)(model)
-    passes.CommonSubexpressionEliminationPass()(model)
+    merge_duplicates(facts)
 
 
 __all__ = ["normalise", "tidy"]

@@ -14,7 +14,10 @@ def turned_keys(node: ir.Node, site: Site) -> ir.Value | None:
     """Keys [B, L, K, D] to [B, K, D, L] in one step, written as two: the heads first, then the last axes swapped."""
     if not site.canonical or list(attr(node, "perm") or ()) != TURNED_KEYS:
         return None
-    return site.op("Transpose", site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2])
+    node.replace_input_with(0, site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]))
+    node.attributes["perm"] = ir.AttrInt64s("perm", [0, 1, 3, 2])
+    site.queue.append(node)
+    return node.outputs[0]
 
 
 @simplifies("Transpose")

@@ -12,9 +12,8 @@ from onnxfuse.normalise.sweep import Site, simplifies
 FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewriting; rotary tables are the largest
 GROWTH_LIMIT = 1 << 20  # elements of a result that is larger than all it is computed from
 # Random operators have no value to fold; a quantised weight is small because it is not folded.
-KEPT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"} | {
-    "DequantizeLinear"
-}
+RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+KEPT = RANDOM | {"DequantizeLinear"}
 LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice"}
 
 

@@ -139,7 +139,10 @@ def transpose(node: ir.Node, site: Site) -> ir.Value | None:
     composed = [first[p] for p in perm]
     if composed == TURNED_KEYS and site.canonical:
         return None
-    return site.op("Transpose", inner.inputs[0], perm=composed)
+    node.replace_input_with(0, inner.inputs[0])
+    node.attributes["perm"] = ir.AttrInt64s("perm", composed)
+    site.bury(inner)
+    return node.outputs[0]
 
 
 def reshape_target(source: Shape, shape: Shape) -> list[int] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfuse.facts import Facts
+from onnxfuse.order import subgraphs
 
 Rule = Callable[[ir.Node, "Site"], "ir.Value | None"]
 RULES: dict[str, list[Rule]] = {}
@@ -82,11 +83,18 @@ class Site:
         return node.outputs[0]
 
     def bury(self, node: ir.Node) -> bool:
-        """Detach `node` if nothing reads it, then what only it read: a rule counts the users of a value."""
+        """Detach `node` if nothing reads it, then what only it read: a rule counts the users of a value.
+
+        What the nodes of its subgraphs read is read no longer either.
+        """
         if node in self.dead or any(o.uses() or o.is_graph_output() for o in node.outputs):
             return False
-        producers = [i.producer() for i in node.inputs if i is not None and i.producer() is not None]
-        node.resize_inputs(0)
+        readers = [node, *(n for graph in subgraphs(node) for n in ir.traversal.RecursiveGraphIterator(graph))]
+        read = dict.fromkeys(value.producer() for reader in readers for value in reader.inputs if value is not None)
+        gone = {None, *readers}
+        producers = [producer for producer in read if producer not in gone]
+        for reader in readers:
+            reader.resize_inputs(0)
         self.dead[node] = None
         for producer in producers:
             self.bury(producer)
