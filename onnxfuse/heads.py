@@ -107,7 +107,8 @@ def broadcasts(mask, m):
 def attended(new, m, given, *, scale, softcap=0.0, causal=False):
     """The operator on [B, S, N*D], with presents where the graph has a past or reads keys and values elsewhere.
 
-    A past of rows [B, P, K, D] has no present: its keys and values are nobody else's, or computed for them as before.
+    A past of rows [B, P, K, D] has no present, nor have keys or values that the graph holds in another dtype than it
+    multiplies them in: whoever else reads them has them computed as before.
     """
     q = flat_rows(new, m.q, m.q_rows, m.N * m.D, dtype(m))
     k = flat_rows(new, m.k, m.k_rows, m.K * m.D, dtype(m))
@@ -117,7 +118,8 @@ def attended(new, m, given, *, scale, softcap=0.0, causal=False):
     if padding is not None and m.facts.dtype(padding).is_floating_point():
         padding = new.onnx.Cast(padding, to="bool")
     of_rows = m.past_key_rows is not None
-    elsewhere = any(read_elsewhere(value, m) for value in m.outputs[1:])
+    provided = [m.facts.dtype(value) == m.facts.dtype((m.v or m.v_rows).value) for value in m.outputs[1:]]
+    elsewhere = any(same and read_elsewhere(value, m) for same, value in zip(provided, m.outputs[1:], strict=True))
     wants_present = m.past_key is not None or (elsewhere and not of_rows)
     past = (m.past_key_rows, m.past_value_rows) if of_rows else (m.past_key, m.past_value)
     results = new.Attention(
@@ -131,8 +133,8 @@ def attended(new, m, given, *, scale, softcap=0.0, causal=False):
         **({"past_rows": 1} if of_rows else {}),
         outputs=3 if wants_present else 1,
     )
-    y, *present = results if wants_present else (results,)
-    return laid_out(new, m, y), *(present or (None, None))
+    y, *present = results if wants_present else (results, None, None)
+    return laid_out(new, m, y), *(value if same else None for value, same in zip(present, provided, strict=True))
 
 
 def flat_rows(new, first, rows, width, dtype):

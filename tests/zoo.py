@@ -48,7 +48,7 @@ class Entry:
         return TOLERANCE["fp16" if "16" in self.dtype or output.dtype == np.float16 else "fp32"]
 
     def sample(self) -> tuple[Arrays, Arrays | None]:
-        """Inputs without padding, and the original's outputs; None where the zoo has none."""
+        """Inputs, without padding where the zoo has such, and the original's outputs; None where it has none."""
         for kind in ("nopad.npz", "npz"):
             path = FOLDER / f"{self.name}.{kind}"
             if path.exists():
@@ -87,6 +87,18 @@ def entries() -> tuple[Entry, ...]:
         )
         for entry in sorted(manifest, key=lambda entry: entry["name"])
     )
+
+
+def defined(output: np.ndarray, feed: Arrays) -> np.ndarray:
+    """The values of an output that are not of padding tokens: exporters disagree on what those attend to.
+
+    Tokens are on axis 1 of [B, S, ...] and on axis 2 of [B, N, S, D]; the mask [B, S] is the input of zeros and ones.
+    """
+    mask = next((a for a in feed.values() if a.ndim == 2 and set(np.unique(a)) == {0, 1}), None)
+    tokens = output.swapaxes(1, 2) if output.ndim == 4 else output
+    if mask is None or tokens.shape[:2] != mask.shape:
+        return output
+    return tokens[mask != 0]
 
 
 def distance(reference: np.ndarray, actual: np.ndarray) -> float:
