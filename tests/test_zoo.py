@@ -20,6 +20,7 @@ from zoo_expectations import (
     CAUSES,
     MORE_NODES,
     MOST_NODES,
+    RANDOM,
     REFUSED_BY_VERIFICATION,
     UNOPTIMISED,
 )
@@ -104,6 +105,8 @@ def reference(entry: zoo.Entry, feed: zoo.Arrays) -> zoo.Arrays:
 def check_equal(entry: zoo.Entry, session: onnxruntime.InferenceSession) -> None:
     feed, expected = entry.sample()
     actual = run(session, feed)
+    if entry.name in RANDOM:
+        return
     expected = reference(entry, feed) if expected is None else expected
     pairs = {name: (zoo.defined(e, feed), zoo.defined(actual[name], feed)) for name, e in expected.items()}
     distances = {name: zoo.distance(wanted, got) for name, (wanted, got) in pairs.items()}

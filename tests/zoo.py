@@ -94,7 +94,7 @@ def defined(output: np.ndarray, feed: Arrays) -> np.ndarray:
 
     Tokens are on axis 1 of [B, S, ...] and on axis 2 of [B, N, S, D]; the mask [B, S] is the input of zeros and ones.
     """
-    mask = next((a for a in feed.values() if a.ndim == 2 and set(np.unique(a)) == {0, 1}), None)
+    mask = next((a for a in feed.values() if a.ndim == 2 and ((a == 0) | (a == 1)).all()), None)
     tokens = output.swapaxes(1, 2) if output.ndim == 4 else output
     if mask is None or tokens.shape[:2] != mask.shape:
         return output
