@@ -117,12 +117,20 @@ class _Trial:
             yield self._with_tied(sizes)
 
     def _tied(self) -> dict[str, Size]:
-        """The padding mask's own symbols: exporters name them apart, but its rows are B and its length is L."""
-        if self.padding is None:
-            return {}
+        """Symbols that exporters name apart although they are one size: those of the padding mask and of the caches.
+
+        The rows of a padding mask [B, L] are B and its length is L; every layer's cache holds the same P tokens, so
+        that a mask made for the first layer serves the others.
+        """
         scores = dims.symbols(self.batch) | dims.symbols(self.queries) | dims.symbols(self.keys)
-        own = zip(self.facts.shape(self.padding), (self.batch, self.keys), strict=True)
-        return {name: size for dim, size in own for name in dims.symbols(dim) - scores}
+        tied: dict[str, Size] = {}
+        past = self.keys - self.queries
+        if dims.symbols(past):
+            tied |= dict.fromkeys((self.behind.symbols() & _cached_lengths(self.facts)) - scores, past)
+        if self.padding is not None:
+            own = zip(self.facts.shape(self.padding), (self.batch, self.keys), strict=True)
+            tied |= {name: size for dim, size in own for name in dims.symbols(dim) - scores}
+        return tied
 
     def _with_tied(self, sizes: dict[str, int]) -> dict[str, int]:
         return {**sizes, **{name: dims.evaluate(size, sizes) for name, size in self._tied().items()}}
@@ -156,6 +164,18 @@ class _Trial:
             else:
                 feeds[value.name] = draw.integers(0, 5, size=shape).astype(dtype)
         return visibility(self.behind.run(sizes, feeds)), padding
+
+
+def _cached_lengths(facts: Facts) -> set[str]:
+    """The symbols for P of the inputs [B, K, P, D] that are caches: floats, where nothing but P and B is open."""
+    found: set[str] = set()
+    for value in facts.model.graph.inputs:
+        shape, dtype = facts.shape(value), facts.dtype(value)
+        if shape is not None and len(shape) == 4 and dtype is not None and dtype.is_floating_point():
+            _, heads, past, size = shape
+            if isinstance(heads, int) and isinstance(size, int):
+                found |= dims.symbols(past)
+    return found
 
 
 def _random_padding(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:

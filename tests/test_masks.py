@@ -1,0 +1,48 @@
+"""Masks by meaning, where exporters name one size twice."""
+
+import pytest
+from graphs import model_of, named
+
+from onnxfuse.facts import Facts
+from onnxfuse.masks import Mask, recognise
+
+# A causal mask made for a first cache's length, cut to that of this layer's keys.
+BODY = """
+    sizes = Shape(tokens)
+    S = Gather(sizes, one)
+    first_shape = Shape(first)
+    P = Gather(first_shape, two)
+    shape = Shape(past)
+    p = Gather(shape, two)
+    all = Add(S, P)
+    scalar_P = Squeeze(P)
+    scalar_L = Squeeze(all)
+    rows = Range(scalar_P, scalar_L, step)
+    columns = Range(start, scalar_L, step)
+    column = Unsqueeze(rows, one)
+    seen = LessOrEqual(columns, column)
+    whole = Where(seen, zero, least)
+    own = Add(S, p)
+    cut = Slice(whole, origin, own, one)
+    y = Unsqueeze(cut, axes)
+"""
+CONSTANTS = """int64[1] one = {1}, int64[1] two = {2}, int64 step = {1}, int64 start = {0}, int64[1] origin = {0},
+    float zero = {0}, float least = {-3.4e38}, int64[2] axes = {0, 1}"""
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ("float[b, 4, past_0, 16] first", Mask(causal=True)),
+        ("float[b, 4, past_1, 16] first", Mask(causal=True)),
+        ("int64[b, 4, past_0, 16] first", None),
+        ("float[b, 4, past_0, other] first", None),
+    ],
+    ids=("a cache", "a cache of the same symbol", "not a cache: integers", "not a cache: its last size is open"),
+)
+def test_caches_of_all_layers_are_equally_long(first: str, expected: Mask | None):
+    inputs = f"int64[b, s] tokens, {first}, float[b, 4, past_1, 16] past"
+    facts = Facts(model_of(BODY, inputs, "float[u, v, w, z] y", CONSTANTS))
+    batch, queries = facts.shape(facts.model.graph.inputs[0])
+    keys = queries + facts.shape(facts.model.graph.inputs[2])[2]
+    assert recognise(named(facts.model, "y"), (batch, queries, keys), facts) == expected
