@@ -69,3 +69,13 @@ def test_equal_nodes_become_the_first():
     """
     model = tidied_twice(model_of(body, "float[N,2] x", "float[N,2] y"))
     assert operators(model) == ["Shape", *["ConstantOfShape"] * 2, *["RandomNormalLike"] * 2, "Add", "Add"]
+
+
+def test_equal_tables_become_one():
+    rows = ", ".join(map(str, range(3000)))
+    other = ", ".join(map(str, range(1, 3001)))
+    body = "p = Gather(a, x) q = Gather(b, x) r = Gather(c, x) s = Add(p, q) y = Add(s, r)"
+    tables = f"float[1000,3] a = {{{rows}}}, float[1000,3] b = {{{rows}}}, float[1000,3] c = {{{other}}}"
+    model = tidied_twice(model_of(body, "int64[4] x", "float[4,3] y", tables))
+    assert operators(model) == ["Gather", "Gather", "Add", "Add"]
+    assert model.graph[2].inputs[0] is model.graph[2].inputs[1]

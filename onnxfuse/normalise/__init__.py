@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxfuse.facts import Facts
-from onnxfuse.normalise.duplicates import merge_duplicates
+from onnxfuse.normalise.duplicates import merge_duplicates, merge_tables
 from onnxfuse.normalise.lifting import lift_constants
 from onnxfuse.normalise.sweep import sweep
 
@@ -38,6 +38,7 @@ def _simplified(model: ir.Model, facts: Facts, *, canonical: bool) -> None:
     sweep(model.graph, facts, canonical=canonical)
     passes.RemoveUnusedNodesPass()(model)
     passes.DeduplicateInitializersPass(size_limit=SHARED_CONSTANT)(model)
+    merge_tables(facts)
     merge_duplicates(facts)
 
 

@@ -1,13 +1,39 @@
-"""Nodes that compute the same become one."""
+"""Nodes that compute the same become one, and so do tables that hold the same."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+
+import numpy as np
 import onnx_ir as ir
 
 from onnxfuse.facts import SMALL, Facts
 from onnxfuse.normalise.constants import RANDOM
 from onnxfuse.normalise.sweep import replace
 from onnxfuse.order import subgraphs
+
+LARGEST_TABLE = 1 << 24  # elements: cosines of 128k positions
+
+
+def merge_tables(facts: Facts) -> None:
+    """Let one of several equal constants that a Gather selects rows of stand for all.
+
+    Older exports store the rotary table once a layer. Other weights are as large and never equal: they are not read.
+    """
+    graph = facts.model.graph
+    first: dict[tuple, list[ir.Value]] = defaultdict(list)
+    for node in graph:
+        table = node.inputs[0] if node.op_type == "Gather" and not node.domain else None
+        tensor = None if table is None else facts.tensor(table)
+        if tensor is None or tensor.size > LARGEST_TABLE:
+            continue
+        alike = first[tensor.dtype, tuple(tensor.shape)]
+        if table not in alike:
+            kept = next((other for other in alike if np.array_equal(facts.tensor(other), tensor.numpy())), None)
+            if kept is None:
+                alike.append(table)
+            else:
+                table.replace_all_uses_with(kept)
 
 
 def merge_duplicates(facts: Facts) -> None:
