@@ -308,6 +308,27 @@ def test_large_weights_are_shrunk_unless_a_number_in_the_graph_speaks_of_their_s
     assert shrinking(PRODUCT.replace("1024", "32").replace("2048", "32"), (32, 32)).factor == 1
 
 
+def test_a_size_that_only_a_matrix_product_tells_is_found():
+    model = ir.from_onnx_text("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        expert (float[B,S,16] x, int64[2] shape, float[16,8] w) => (float[R,8] y)
+        {
+            rows = Reshape(x, shape)
+            double = Add(rows, rows)
+            y = MatMul(double, w)
+        }
+    """)
+
+    @fusion(stage="norm")
+    def doubled(x=tensor(), weight=tensor()):
+        return op.MatMul(x + x, weight)
+
+    doubled.rewrite(lambda new, m: new.onnx.MatMul(new.onnx.Mul(m.x, np.float32(2)), m.weight))
+    facts = Facts(model)
+    (event,) = rewrite(model, facts, [doubled], verify=MatchVerifier(facts, library=None))
+    assert isinstance(event, Fused), event
+
+
 def test_what_cannot_be_run_is_not_rewritten():
     @fusion(stage="cleanup")
     def relu(x=tensor()):

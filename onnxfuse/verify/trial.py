@@ -140,7 +140,21 @@ class Trial:
                 sizes[entry.dims[axis] or f"{entry.name}:{axis}"] = size
             if feed[entry.name].size == 1 and feed[entry.name].dtype.kind == "i":
                 sizes[dims.value_symbol(entry.name)] = int(feed[entry.name].reshape(-1)[0])
+        sizes.update(self._demanded)
         return sizes, feed
+
+    @cached_property
+    def _demanded(self) -> dict[str, int]:
+        """Sizes that only the matrix products tell: behind an expert's gathered rows, shapes are unknown."""
+        found = {}
+        for node in self.before.nodes:
+            if node.op_type == "MatMul" and not node.domain:
+                rows, columns = (self.facts.shape(value) for value in node.inputs)
+                if rows and columns and len(columns) > 1 and isinstance(columns[-2], int):
+                    found |= {
+                        name: columns[-2] for name in dims.symbols(rows[-1] or 0) if rows[-1] == dims.symbol(name)
+                    }
+        return found
 
     def _largest(self, sizes: _Sizes) -> int:
         """Bytes of the largest value that the old nodes compute, in the widest dtype."""
