@@ -9,7 +9,7 @@ where it gave up if everything else agrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,8 +229,55 @@ def near_misses(
         failure = alignment.failures[0] if alignment.failures else where_search_ends(fusion, value, aligner.facts)
         if failure is not None:
             covered |= own
-            found.append((value.producer(), _report(fusion, alignment, value, failure, aligner.facts)))
+            report = _report(fusion, alignment.matched, alignment.wanted, value, failure, aligner.facts)
+            found.append((value.producer(), report))
+    for alignment, value, failure in _severed(fusion, nodes, aligner, least):
+        own = {node for _, node in alignment.pairs}
+        if not own & covered:
+            covered |= own
+            wanted = max(fusion.size, alignment.matched + 1)
+            report = _report(fusion, alignment.matched, wanted, value, failure, aligner.facts)
+            found.append((value.producer(), report))
     return found
+
+
+def _severed(
+    fusion: Fusion, nodes: Sequence[ir.Node], aligner: Aligner, least: float
+) -> Iterator[tuple[Alignment, ir.Value, Failure]]:
+    """Where all that an operator of the pattern reads is there, but nothing of its kind reads it.
+
+    The roots of such places are of another kind than the fusion's, where nobody looks for it: silu(gate) + up.
+    """
+    for user, part in _operands(fusion.roots[0]):
+        for node in nodes:
+            if part.heads is None or (node.domain, node.op_type) not in part.heads:
+                continue
+            value = node.outputs[0]
+            readers = [use.node for use in value.uses()]
+            if not readers or any((reader.domain, reader.op_type) in user.heads for reader in readers):
+                continue
+            if aligner.count(part, value) < least:
+                continue
+            alignment = aligner.align(part, value)
+            tells = any(_tells(found) for found, _ in alignment.pairs)
+            if tells and not alignment.failures and alignment.matched >= least:
+                read = readers[0].outputs[0]
+                yield alignment, value, Failure(user, read, mismatch.head(user.node, read, user.index), user.location)
+
+
+def _operands(root: Pattern) -> Iterator[tuple[Out, Pattern]]:
+    """Every operator of a pattern with each of its operands, those of few operators last."""
+    found: dict[tuple[Out, Pattern], None] = {}
+    stack, seen = [root], {root}
+    while stack:
+        pattern = stack.pop()
+        for part in pattern.parts():
+            if isinstance(pattern, Out):
+                found[pattern, part] = None
+            if part not in seen:
+                seen.add(part)
+                stack.append(part)
+    return iter(sorted(found, key=lambda pair: -len(pair[1].mandatory)))
 
 
 def where_search_ends(fusion: Fusion, value: ir.Value, facts: Facts) -> Failure | None:
@@ -259,13 +306,13 @@ def _use(pattern: Pattern, search: Search) -> Location:
     return user.location
 
 
-def _report(fusion: Fusion, alignment: Alignment, root: ir.Value, failure: Failure, facts: Facts) -> NearMiss:
+def _report(fusion: Fusion, matched: int, wanted: int, root: ir.Value, failure: Failure, facts: Facts) -> NearMiss:
     location = failure.location
     return NearMiss(
         fusion=fusion.name,
         node=node_text(root.producer()),
-        matched=alignment.matched,
-        wanted=alignment.wanted,
+        matched=matched,
+        wanted=wanted,
         where=f"{Path(location.file).name}:{location.line}",
         source=location.text,
         at=place_text(failure.value, facts),

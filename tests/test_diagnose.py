@@ -55,6 +55,13 @@ class TestNearMisses:
         assert run(model_of("p = Mul(x, w) y = Mul(p, w)"), gated) == []
         assert len(run(model_of("s = Sigmoid(w) p = Mul(x, s) y = Mul(p, w)"), gated)) == 1
 
+    def test_a_place_whose_last_operator_is_of_another_kind_is_found(self):
+        gated = fusing(lambda x=tensor(), u=tensor(): x * op.Sigmoid(x) * u, lambda new, m: new.SwiGLU(m.x, m.u))
+        [event] = run(model_of("s = Sigmoid(x) p = Mul(x, s) y = Add(p, w)"), gated)
+        assert event.message == "operator: expected Mul, found Add"
+        assert event.at == "Add 'make_y': 'y' float32[2, 3, 8]"
+        assert (event.matched, event.wanted) == (2, 3)
+
     def test_less_than_half_is_no_near_miss(self, rms_norm):
         model = model_of("h = Div(x, w) y = Mul(h, w)")
         assert run(model, rms_norm) == []
