@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -168,7 +169,8 @@ class _Run:
             self._check_output(loaded)
             before = node_count(loaded)
         model = loaded.clone() if isinstance(self.source, ir.Model) else loaded
-        events, notes = self.rewrite(model, fusions)
+        with _uncollected():
+            events, notes = self.rewrite(model, fusions)
         report = Report(
             model=os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else model.graph.name or "model",
             output=None if self.output is None else str(self.output),
@@ -282,6 +284,18 @@ class _Run:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def _uncollected():
+    """Without garbage collection: it would go through the whole graph again for every quarter that is added to it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_opset(model: ir.Model) -> None:

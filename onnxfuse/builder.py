@@ -70,10 +70,10 @@ class Builder:
     def _input(self, op_type: str, value: object) -> ir.Value | None:
         if isinstance(value, Captured):
             return value.value
-        if value is None or isinstance(value, ir.Value):
-            return value
         if isinstance(value, (np.ndarray, np.generic)):
             return self.constant(np.asarray(value))
+        if value is None or isinstance(value, ir.Value):
+            return value
         raise TypeError(
             f"new.{op_type}: an input is {type(value).__name__} {value!r}; expected a capture, a value, None or a "
             "numpy array (a scalar() capture is a number: give it as attribute, or m.captured['name'] as input)"

@@ -1,24 +1,74 @@
-"""A constant computed from another one when it is written, not when the graph is rewritten."""
+"""Constants computed from stored ones when they are written, not when the graph is rewritten."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
+SLAB = 1 << 25  # bytes of a result that are computed at a time
 
-class DerivedTensor(ir.LazyTensor):
-    """`function(source)`, computed each time it is asked for and never kept.
+
+class ComputedTensor(ir.LazyTensor):
+    """A constant whose rows are computed each time they are asked for and never kept.
+
+    Parameters
+    ----------
+    stored : callable
+        () -> the tensor it is computed from. If that lies in a file, the file is unmapped again after each slab of
+        rows, so that writing a model takes little memory however large its weights are.
+    rows : callable
+        (array of the stored tensor, start, stop) -> rows `start` to `stop` of the result, as a new array.
+    dtype, shape, name
+        The result's.
+    """
+
+    __slots__ = ("_rows", "_stored")
+
+    def __init__(
+        self,
+        stored: Callable[[], ir.TensorProtocol],
+        rows: Callable[[np.ndarray, int, int], np.ndarray],
+        dtype: ir.DataType,
+        shape: tuple[int, ...],
+        name: str,
+    ) -> None:
+        self._stored = stored
+        self._rows = rows
+        super().__init__(lambda: self._computed(0, shape[0]), dtype, ir.Shape(shape), name=name)
+
+    def _computed(self, start: int, stop: int) -> ir.Tensor:
+        stored = self._stored()
+        array = self._rows(stored.numpy(), start, stop)
+        if isinstance(stored, ir.ExternalTensor):
+            stored.release()
+        if array.shape != (stop - start, *self.shape[1:]):
+            raise ValueError(f"{self.name}: computed {list(array.shape)} as rows {start} to {stop} of {self.shape}")
+        return ir.Tensor(array, dtype=self.dtype, name=self.name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the tensor's bytes slab by slab; all at once where every slab would compute its source again."""
+        rows = self.shape[0]
+        in_file = isinstance(self._stored(), ir.ExternalTensor) and self.dtype.bitwidth >= 8
+        step = max(1, SLAB * rows // max(1, self.nbytes)) if in_file else max(1, rows)
+        for start in range(0, rows, step):
+            self._computed(start, min(start + step, rows)).tofile(file)
+
+
+class DerivedTensor(ComputedTensor):
+    """`function` of an initializer, such as its packed form.
 
     Parameters
     ----------
     source : onnx_ir.Value
-        An initializer; its file is unmapped again afterwards, so that writing a model needs memory for one tensor.
+        An initializer [K, N].
     function : callable
-        ndarray -> ndarray of the source's dtype, such as `packing.pack`; depends on its argument alone.
+        ndarray -> new ndarray of the same dtype, such as `packing.pack`; depends on its argument alone, and on columns
+        of it row by row: with N = R * g for a result of R rows, function(w[:, i * g : j * g]) is function(w)[i:j].
     shape : tuple
-        The result's shape.
+        The result's.
 
     The verifier feeds `source` with random values and the result with `function` of them; the file is not read.
     """
@@ -30,13 +80,9 @@ class DerivedTensor(ir.LazyTensor):
     ) -> None:
         self.source = source
         self.function = function
-        super().__init__(self._compute, source.const_value.dtype, ir.Shape(shape), name=name)
 
-    def _compute(self) -> ir.TensorProtocol:
-        stored = self.source.const_value
-        result = ir.Tensor(np.array(self.function(stored.numpy())), dtype=self.dtype, name=self.name)
-        if isinstance(stored, ir.ExternalTensor):
-            stored.release()
-        if tuple(result.shape) != tuple(self.shape):
-            raise ValueError(f"{self.name}: computed a tensor of shape {result.shape}, expected {self.shape}")
-        return result
+        def rows(weight: np.ndarray, start: int, stop: int) -> np.ndarray:
+            columns = weight.shape[1] // shape[0]
+            return function(weight[:, start * columns : stop * columns])
+
+        super().__init__(lambda: source.const_value, rows, source.const_value.dtype, shape, name)

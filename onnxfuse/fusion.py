@@ -19,6 +19,7 @@ from onnxfuse.pattern import (
     Guard,
     Input,
     Location,
+    Node,
     Out,
     Pattern,
     PatternError,
@@ -202,7 +203,7 @@ class Match:
         self.fusion = fusion
         self.facts = facts
         self.outputs: tuple[ir.Value, ...] = tuple(bound[root] for root in fusion.roots)
-        self.nodes: tuple[ir.Node, ...] = tuple(dict.fromkeys(v for v in bound.values() if isinstance(v, ir.Node)))
+        self.nodes: tuple[ir.Node, ...] = tuple(dict.fromkeys(v for key, v in bound.items() if isinstance(key, Node)))
         self.captured: dict[str, Captured] = {}
         self._words: dict[str, object] = dict.fromkeys(fusion.words)
         for key, value in bound.items():

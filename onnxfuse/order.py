@@ -10,11 +10,30 @@ import onnx_ir as ir
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs in the attributes of an If, Loop or Scan."""
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():  # the dict itself: a UserDict's view is ten times slower
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.value
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.value
+
+
+def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes of `graph`, each followed by those of its subgraphs."""
+    for node in graph:
+        yield node
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node, in subgraphs too, comes after those whose outputs it reads."""
+    before: set[ir.Node | None] = {None}
+    for node in all_nodes(graph):
+        for value in node.inputs:
+            if value is not None and value.producer() not in before:
+                return False
+        before.add(node)
+    return True
 
 
 class Order:
@@ -27,7 +46,7 @@ class Order:
         self.graphs: list[ir.Graph] = []
         self.positions: dict[ir.Node, int] = {}
         self._enter(model.graph)
-        if not all(self._is_sorted(graph) for graph in self.graphs):
+        if not is_sorted(model.graph):
             model.graph.sort()
             for graph in self.graphs:
                 self._number(graph)
@@ -43,14 +62,6 @@ class Order:
 
     def _number(self, graph: ir.Graph) -> None:
         self.positions.update((node, index) for index, node in enumerate(graph))
-
-    def _is_sorted(self, graph: ir.Graph) -> bool:
-        return all(
-            (position := self.position_in(graph, use.node)) is None or self.positions[node] < position
-            for node in graph
-            for output in node.outputs
-            for use in output.uses()
-        )
 
     def consumers_first(self) -> list[ir.Node]:
         """All nodes, of inner graphs too, every node after those that read its outputs."""

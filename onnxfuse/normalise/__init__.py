@@ -15,14 +15,19 @@ from onnxfuse.facts import Facts
 from onnxfuse.normalise.duplicates import merge_duplicates, merge_tables
 from onnxfuse.normalise.lifting import lift_constants
 from onnxfuse.normalise.sweep import sweep
+from onnxfuse.operators import OWN
+from onnxfuse.order import is_sorted
 
 SHARED_CONSTANT = 1024  # elements up to which equal constants are merged
 
 
 def normalise(model: ir.Model) -> Facts:
     """Simplify `model` in place without changing what it computes, and return the facts about its values."""
-    passes.TopologicalSortPass()(model)
-    passes.InlinePass(criteria=lambda function: function.domain != "onnxfuse")(model)
+    foreign = any(domain != OWN for domain, _, _ in model.functions)
+    if foreign or not is_sorted(model.graph):
+        passes.TopologicalSortPass()(model)
+    if foreign:
+        passes.InlinePass(criteria=lambda function: function.domain != OWN)(model)
     facts = Facts(model)
     lift_constants(facts)
     _simplified(model, facts, canonical=True)

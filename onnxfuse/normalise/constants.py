@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from onnxfuse.derived import ComputedTensor
 from onnxfuse.normalise.sweep import Site, simplifies
 
 FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewriting; rotary tables are the largest
@@ -43,7 +44,7 @@ def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
         return first
     site.sizes[key] = output
     is_size = len(content) == 1 and site.facts.dtype(output) == ir.DataType.INT64
-    source = _input_with_size(content[0], site) if is_size else None
+    source = site.input_by_size.get(content[0]) if is_size else None
     if source is None or _reads_input_shape(node):
         return None
     value, axis = source
@@ -57,17 +58,8 @@ def shape_of_input(node: ir.Node, site: Site) -> ir.Value | None:
     shape = site.facts.shape(node.inputs[0])
     if node.inputs[0].is_graph_input() or not shape:
         return None
-    same = next((v for v in site.facts.model.graph.inputs if site.facts.shape(v) == shape), None)
+    same = site.input_by_shape.get(shape)
     return None if same is None else site.op("Shape", same, **{k: a.value for k, a in node.attributes.items()})
-
-
-def _input_with_size(size: object, site: Site) -> tuple[ir.Value, int] | None:
-    """A graph input and its axis that has this symbolic size."""
-    for value in site.facts.model.graph.inputs:
-        shape = site.facts.shape(value) or ()
-        if size in shape:
-            return value, shape.index(size)
-    return None
 
 
 def _reads_input_shape(node: ir.Node) -> bool:
@@ -143,24 +135,24 @@ def _folded_lazily(node: ir.Node, site: Site) -> ir.Value | None:
     dtype, shape = site.facts.dtype(output), site.facts.shape(output)
     if dtype is None or shape is None or not all(isinstance(s, int) for s in shape):
         return None
-    tensors = [source, *(site.facts.tensor(v) for v in node.inputs[1:])]
+    operands = [site.facts.tensor(v) for v in node.inputs[1:]]
 
-    def compute() -> ir.Tensor:
-        return ir.Tensor(np.ascontiguousarray(_moved(node, tensors, shape, dtype)), dtype=dtype)
+    def rows(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return np.array(_moved(node, array, operands, shape)[start:stop], dtype=dtype.numpy(), order="C")
 
-    return site.initializer(ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape)), f"{weight.name}/{node.op_type}")
+    name = f"{weight.name}/{node.op_type}"
+    return site.initializer(ComputedTensor(lambda: source, rows, dtype, shape, name), name)
 
 
-def _moved(node: ir.Node, tensors: list, shape: tuple[int, ...], dtype: ir.DataType) -> np.ndarray:
-    """The weight after the node, without a copy where numpy can: the reference implementation would make several."""
-    array = tensors[0].numpy()
+def _moved(node: ir.Node, array: np.ndarray, operands: list, shape: tuple[int, ...]) -> np.ndarray:
+    """A view of the weight as the node moves it; a Cast is left to the caller."""
     match node.op_type:
         case "Transpose":
             return array.transpose(node.attributes["perm"].value if "perm" in node.attributes else None)
         case "Cast":
-            return array.astype(dtype.numpy())
+            return array
         case "Slice":
-            starts, ends, axes, *steps = (t.numpy().tolist() for t in tensors[1:])
+            starts, ends, axes, *steps = (t.numpy().tolist() for t in operands)
             index = [slice(None)] * array.ndim
             for axis, start, end, step in zip(axes, starts, ends, steps[0] if steps else [1] * len(axes), strict=True):
                 index[axis] = slice(start, end, step)

@@ -7,6 +7,7 @@ from collections import defaultdict
 import onnx_ir as ir
 
 from onnxfuse.facts import Facts
+from onnxfuse.order import all_nodes
 
 
 def lift_constants(facts: Facts) -> None:
@@ -16,7 +17,7 @@ def lift_constants(facts: Facts) -> None:
     all the rest of the normalisation.
     """
     lifted: dict[ir.Graph, list[ir.Node]] = defaultdict(list)
-    for node in ir.traversal.RecursiveGraphIterator(facts.model.graph):
+    for node in all_nodes(facts.model.graph):
         output = node.outputs[0] if node.outputs else None
         if node.op_type != "Constant" or node.domain or output.is_graph_output():
             continue

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse.dims import Size
 from onnxfuse.facts import Facts
-from onnxfuse.order import subgraphs
+from onnxfuse.order import all_nodes, subgraphs
+from onnxfuse.shapes import Shape
 
 Rule = Callable[[ir.Node, "Site"], "ir.Value | None"]
 RULES: dict[str, list[Rule]] = {}
@@ -43,8 +46,22 @@ class Site:
         self.dead: dict[ir.Node, None] = {}  # nodes that read and feed nothing any more; they leave at the end
         self.sizes: dict[tuple, ir.Value] = {}  # the value that holds these symbolic integers, by dtype and content
         self._constants: dict[tuple, ir.Value] = {}
-        self._names = {v.name for n in ir.traversal.RecursiveGraphIterator(facts.model.graph) for v in n.outputs}
+        self._names = {v.name for n in all_nodes(facts.model.graph) for v in n.outputs}
         self._names |= {v.name for v in facts.model.graph.inputs} | set(facts.model.graph.initializers)
+
+    @cached_property
+    def input_by_shape(self) -> dict[Shape | None, ir.Value]:
+        """The first graph input of each shape."""
+        return {self.facts.shape(value): value for value in reversed(self.facts.model.graph.inputs)}
+
+    @cached_property
+    def input_by_size(self) -> dict[Size, tuple[ir.Value, int]]:
+        """The first graph input with an axis of each size, and that axis."""
+        found: dict[Size, tuple[ir.Value, int]] = {}
+        for value in self.facts.model.graph.inputs:
+            for axis, size in enumerate(self.facts.shape(value) or ()):
+                found.setdefault(size, (value, axis))
+        return found
 
     def fresh_name(self, base: str) -> str:
         """A value name that the model does not have yet."""
@@ -89,7 +106,7 @@ class Site:
         """
         if node in self.dead or any(o.uses() or o.is_graph_output() for o in node.outputs):
             return False
-        readers = [node, *(n for graph in subgraphs(node) for n in ir.traversal.RecursiveGraphIterator(graph))]
+        readers = [node, *(inner for graph in subgraphs(node) for inner in all_nodes(graph))]
         read = dict.fromkeys(value.producer() for reader in readers for value in reader.inputs if value is not None)
         gone = {None, *readers}
         producers = [producer for producer in read if producer not in gone]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxfuse.facts import SMALL, Facts
@@ -18,6 +19,7 @@ from onnxfuse.order import subgraphs
 
 NODE_LIMIT = 600  # a mask of the wordiest exporter takes about 120 nodes
 IR_VERSION = 10  # the first with function overloads
+NUMBERS = (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT, ir.AttributeType.FLOATS)
 
 
 class Unsliceable(Exception):
@@ -136,6 +138,8 @@ def fingerprint(pieces: Iterable[Slice], describe: Callable[[ir.Value, bool], st
 
 def attribute_bytes(attribute: ir.Attr) -> bytes:
     """The content of an attribute."""
+    if attribute.type in NUMBERS and not attribute.is_ref():
+        return f"{attribute.type} {np.ravel(attribute.value).tolist()}".encode()
     return ir.to_proto(attribute).SerializeToString(deterministic=True)
 
 
