@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, attr, producer
-from onnxfuse.normalise.sweep import Site, simplifies
+from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, reshape_target
+from onnxfuse.normalise.sweep import Site, replace, simplifies
+from onnxfuse.shapes import product
 
 
 @simplifies("Transpose")
@@ -14,8 +15,9 @@ def turned_keys(node: ir.Node, site: Site) -> ir.Value | None:
     """Keys [B, L, K, D] to [B, K, D, L] in one step, written as two: the heads first, then the last axes swapped."""
     if not site.canonical or list(attr(node, "perm") or ()) != TURNED_KEYS:
         return None
-    node.replace_input_with(0, site.op("Transpose", node.inputs[0], perm=[0, 2, 1, 3]))
-    node.attributes["perm"] = ir.AttrInt64s("perm", [0, 1, 3, 2])
+    heads_first, turned = TURNED_KEYS_IN_STEPS
+    node.replace_input_with(0, site.op("Transpose", node.inputs[0], perm=heads_first))
+    node.attributes["perm"] = ir.AttrInt64s("perm", turned)
     site.queue.append(node)
     return node.outputs[0]
 
@@ -68,33 +70,168 @@ def fused_matmul(node: ir.Node, site: Site) -> ir.Value | None:
 
 
 @simplifies("Cast")
-def widening_cast_of_parts(node: ir.Node, site: Site) -> ir.Value | None:
-    """Cast(Concat(-x2, x1)) to a wider dtype is Concat(-Cast(x2), Cast(x1)): so autocast turns halves."""
-    moved = node.inputs[0].producer()
+def sign_after_cast(node: ir.Node, site: Site) -> ir.Value | None:
+    """What is negated and then widened is widened first."""
+    negated = producer(node.inputs[0], "Neg")
+    if not site.canonical or negated is None or len(node.inputs[0].uses()) != 1 or node.inputs[0].is_graph_output():
+        return None
     to = site.facts.dtype(node.outputs[0])
-    if not site.canonical or moved is None or moved.domain or moved.op_type not in ("Concat", "Neg", "Slice", "Split"):
+    if to not in LOSSLESS.get(site.facts.dtype(node.inputs[0]), ()):
         return None
-    if to not in LOSSLESS.get(site.facts.dtype(node.inputs[0]), ()) or len(moved.outputs) != 1:
+    return site.op("Neg", site.op("Cast", negated.inputs[0], to=int(to)))
+
+
+@simplifies("Concat")
+def sign_inside_a_concat(node: ir.Node, site: Site) -> ir.Value | None:
+    """Concat(-Cast(a), Cast(b)) is Cast(Concat(-a, b)): half of a tensor is turned before all of it is widened."""
+    signs = [producer(x, "Neg") for x in node.inputs]
+    casts = [producer(x if s is None else s.inputs[0], "Cast") for x, s in zip(node.inputs, signs, strict=True)]
+    if not site.canonical or any(c is None for c in casts) or not any(signs):
         return None
-    if len(node.inputs[0].uses()) != 1 or node.inputs[0].is_graph_output():
+    sources = [c.inputs[0] for c in casts]
+    dtypes, to = {site.facts.dtype(x) for x in sources}, site.facts.dtype(node.inputs[0])
+    if len(dtypes) > 1 or to not in LOSSLESS.get(dtypes.pop(), ()):
         return None
-    widened = len(moved.inputs) if moved.op_type == "Concat" else 1
-    parts = [site.op("Cast", x, to=int(to)) for x in moved.inputs[:widened]]
-    return site.op(moved.op_type, *parts, *moved.inputs[widened:], **{k: a.value for k, a in moved.attributes.items()})
+    parts = [x if s is None else site.op("Neg", x) for x, s in zip(sources, signs, strict=True)]
+    return site.op("Cast", site.op("Concat", *parts, axis=attr(node, "axis")), to=int(to))
+
+
+@simplifies("Concat", "Slice", "Split", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Gather", "Expand")
+def cast_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
+    """What is widened and then moved is moved first and widened then."""
+    if not site.canonical or node.inputs[0] is None:
+        return None
+    count = len(node.inputs) if node.op_type == "Concat" else 1
+    casts = [producer(x, "Cast") for x in node.inputs[:count]]
+    if any(c is None for c in casts):
+        return None
+    sources = [c.inputs[0] for c in casts]
+    dtypes, to = {site.facts.dtype(x) for x in sources}, site.facts.dtype(node.inputs[0])
+    if len(dtypes) > 1 or not _widens(dtypes.pop(), to) or _fold(node.outputs[0], site) is not None:
+        return None
+    attributes = {name: a.value for name, a in node.attributes.items()}
+    moved = site.op(node.op_type, *sources, *node.inputs[count:], outputs=len(node.outputs), **attributes)
+    parts = moved if isinstance(moved, tuple) else (moved,)
+    widened = [site.op("Cast", part, to=int(to)) for part in parts]
+    for output, new in zip(node.outputs[1:], widened[1:], strict=True):
+        if not replace(output, new, site.facts):
+            return None
+    return widened[0]
+
+
+def _widens(source: ir.DataType | None, to: ir.DataType | None) -> bool:
+    """Whether a Cast moves less data when it comes later, or turns integers such as positions into numbers."""
+    if source is None or to is None:
+        return False
+    return to in LOSSLESS.get(source, ()) or (source.is_integer() and to.is_floating_point())
+
+
+@simplifies("Transpose", "Reshape", "Unsqueeze", "Squeeze")
+def factor_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
+    """A tensor that is negated, or multiplied by a number, is moved first."""
+    scaled = node.inputs[0].producer()
+    if not site.canonical or scaled is None or scaled.domain or scaled.op_type not in ("Mul", "Div", "Neg"):
+        return None
+    if _fold(node.outputs[0], site) is not None:
+        return None  # what acts on folded heads comes before the fold
+    attributes = {name: a.value for name, a in node.attributes.items()}
+    if scaled.op_type == "Neg":
+        return site.op("Neg", site.op(node.op_type, scaled.inputs[0], *node.inputs[1:], **attributes))
+    x, factor = scaled.inputs
+    if scaled.op_type == "Mul" and site.facts.is_constant(x):
+        x, factor = factor, x
+    tensor = site.facts.tensor(factor)
+    if tensor is None or tensor.size != 1 or site.facts.shape(x) != site.facts.shape(scaled.outputs[0]):
+        return None
+    users = [use.node for use in node.inputs[0].uses() if use.node.op_type != "Shape"]
+    if site.facts.is_constant(x) or len(users) > 1 or node.inputs[0].is_graph_output():
+        return None
+    moved = site.op(node.op_type, x, *node.inputs[1:], **attributes)
+    return site.op(scaled.op_type, moved, site.constant(tensor.numpy().reshape(())))
+
+
+@simplifies("Where")
+def number_last(node: ir.Node, site: Site) -> ir.Value | None:
+    """Where(c, number, x) is Where(not c, x, number); what replaces NaNs stays as exporters write it."""
+    condition, number, tensor = node.inputs
+    content = site.facts.tensor(number)
+    if not site.canonical or content is None or content.size != 1 or site.facts.is_constant(tensor):
+        return None
+    if producer(condition, "IsNaN"):
+        return None
+    negated = producer(condition, "Not")
+    seen = negated.inputs[0] if negated is not None else site.op("Not", condition)
+    return site.op("Where", seen, tensor, number)
+
+
+# ---- linear layers ---------------------------------------------------------------------------------------------------
+
+
+@simplifies("Gemm")
+def turned_weight(node: ir.Node, site: Site) -> ir.Value | None:
+    """A constant that Gemm transposes is transposed once and for all."""
+    if not site.canonical or not attr(node, "transB", 0) or not site.facts.is_constant(node.inputs[1]):
+        return None
+    weight = site.op("Transpose", node.inputs[1], perm=[1, 0])
+    attributes = {name: a.value for name, a in node.attributes.items() if name != "transB"}
+    return site.op("Gemm", node.inputs[0], weight, *node.inputs[2:], **attributes)
+
+
+@simplifies("Reshape")
+def bias_after_reshape(node: ir.Node, site: Site) -> ir.Value | None:
+    """Reshape(y + b) is Reshape(y) + b where the last axis stays."""
+    total = producer(node.inputs[0], "Add")
+    shape = site.facts.shape(node.outputs[0])
+    if not site.canonical or total is None or not shape or len(node.inputs[0].uses()) != 1:
+        return None
+    for y, bias in (total.inputs, total.inputs[::-1]):
+        if site.facts.is_constant(bias) and site.facts.shape(bias) == (shape[-1],) and producer(y, "MatMul"):
+            known = site.facts.shape(y)
+            if known is not None and known[-1] == shape[-1]:
+                return site.op("Add", site.op("Reshape", y, node.inputs[1]), bias)
+    return None
+
+
+@simplifies("Reshape")
+def product_of_rows(node: ir.Node, site: Site) -> ir.Value | None:
+    """Rows [B*S, K] that are multiplied by a matrix and put back into [B, S, N]: the product of [B, S, K]."""
+    matmul = producer(node.inputs[0], "MatMul")
+    rows = producer(matmul.inputs[0], "Reshape") if matmul is not None else None
+    if not site.canonical or rows is None or len(node.inputs[0].uses()) != 1:
+        return None
+    x, weight = rows.inputs[0], matmul.inputs[1]
+    shapes = [site.facts.shape(v) for v in (x, rows.outputs[0], weight, node.outputs[0])]
+    if any(s is None for s in shapes) or len(shapes[2]) != 2:
+        return None
+    before, flat, _, after = shapes
+    same = before[-1] == flat[-1] and after == (*before[:-1], shapes[2][1])
+    return site.op("MatMul", x, weight) if same else None
 
 
 # ---- heads folded into the batch: [B*N, S, D] ------------------------------------------------------------------------
 
 
-def _unfolded(value: ir.Value, site: Site) -> ir.Value | None:
-    """x [B, N, S, D] where `value` is Reshape(x) [B*N, S, D]."""
+def _fold(value: ir.Value, site: Site) -> ir.Node | None:
+    """The Reshape of [B, N, S, D], or of [B, K, N/K, S, D], to `value` [B*N, S, D]."""
     fold = producer(value, "Reshape")
     if fold is None:
         return None
     source, shape = site.facts.shape(fold.inputs[0]), site.facts.shape(value)
-    if source is None or shape is None or len(source) != 4 or len(shape) != 3:
+    if source is None or shape is None or len(source) not in (4, 5) or len(shape) != 3:
         return None
-    return fold.inputs[0] if shape == (source[0] * source[1], *source[2:]) else None
+    return fold if shape == (product(source[:-2]), *source[-2:]) else None
+
+
+def _unfolded(value: ir.Value, site: Site) -> ir.Value | None:
+    """x [B, N, S, D] where `value` is Reshape(x) [B*N, S, D]."""
+    fold = _fold(value, site)
+    if fold is None:
+        return None
+    source = site.facts.shape(fold.inputs[0])
+    if len(source) == 4:
+        return fold.inputs[0]
+    target = reshape_target(source, (source[0], source[1] * source[2], *source[3:]))
+    return None if target is None else site.op("Reshape", fold.inputs[0], site.constant(target, "shape"))
 
 
 def _folded(x: ir.Value, site: Site) -> ir.Value:

@@ -54,12 +54,24 @@ def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("Shape")
 def shape_of_input(node: ir.Node, site: Site) -> ir.Value | None:
-    """The shape of an inner value that has the shape of a graph input is read from that input."""
-    shape = site.facts.shape(node.inputs[0])
-    if node.inputs[0].is_graph_input() or not shape:
+    """The shape of an inner value whose sizes are those of graph inputs is read from these."""
+    inner, content = node.inputs[0], site.facts.content(node.outputs[0])
+    shape = site.facts.shape(inner)
+    if inner.is_graph_input() or not shape or not content or node.graph is not site.facts.model.graph:
         return None
     same = site.input_by_shape.get(shape)
-    return None if same is None else site.op("Shape", same, **{k: a.value for k, a in node.attributes.items()})
+    if same is not None:
+        return site.op("Shape", same, **{k: a.value for k, a in node.attributes.items()})
+    if not all(isinstance(size, int) or size in site.input_by_size for size in content):
+        return None
+    parts = []
+    for size in content:
+        if isinstance(size, int):
+            parts.append(site.constant([size], "size"))
+        else:
+            value, axis = site.input_by_size[size]
+            parts.append(site.op("Gather", site.op("Shape", value), site.constant([axis]), axis=0))
+    return parts[0] if len(parts) == 1 else site.op("Concat", *parts, axis=0)
 
 
 def _reads_input_shape(node: ir.Node) -> bool:

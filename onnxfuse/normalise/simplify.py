@@ -18,6 +18,7 @@ LOSSLESS = {
 }
 
 TURNED_KEYS = [0, 2, 3, 1]
+TURNED_KEYS_IN_STEPS = [0, 2, 1, 3], [0, 1, 3, 2]
 
 
 def _same_shape(a: ir.Value, b: ir.Value, site: Site) -> bool:
@@ -126,22 +127,27 @@ def known_choice(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("Transpose")
 def transpose(node: ir.Node, site: Site) -> ir.Value | None:
+    """Transposes in a row are one; those that turn the keys stay two while patterns are matched."""
     rank = site.facts.rank(node.inputs[0])
     perm = attr(node, "perm") or (list(range(rank))[::-1] if rank is not None else None)
     if perm is None:
         return None
     if list(perm) == sorted(perm):
         return node.inputs[0]
-    inner = producer(node.inputs[0], "Transpose")
-    if inner is None:
+    found, nearest = None, producer(node.inputs[0], "Transpose")
+    inner = nearest
+    while inner is not None:
+        first, last = list(attr(inner, "perm") or range(len(perm))[::-1]), list(perm)
+        perm = [first[p] for p in perm]
+        if not site.canonical or (first, last) != TURNED_KEYS_IN_STEPS:
+            found = inner.inputs[0], perm
+        inner = producer(inner.inputs[0], "Transpose")
+    if found is None:
         return None
-    first = attr(inner, "perm") or list(range(len(perm)))[::-1]
-    composed = [first[p] for p in perm]
-    if composed == TURNED_KEYS and site.canonical:
-        return None
-    node.replace_input_with(0, inner.inputs[0])
-    node.attributes["perm"] = ir.AttrInt64s("perm", composed)
-    site.bury(inner)
+    x, perm = found
+    node.replace_input_with(0, x)
+    node.attributes["perm"] = ir.AttrInt64s("perm", perm)
+    site.bury(nearest)
     return node.outputs[0]
 
 

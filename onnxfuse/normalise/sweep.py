@@ -16,6 +16,7 @@ from onnxfuse.shapes import Shape
 
 Rule = Callable[[ir.Node, "Site"], "ir.Value | None"]
 RULES: dict[str, list[Rule]] = {}
+NEW_LIMIT = 2000  # nodes simplified in front of one; rules that undo each other, which no test found, would end here
 FIXPOINT_LIMIT = 20  # simplifications of one node; the rules only ever shrink a graph, so this is never reached
 
 
@@ -89,15 +90,19 @@ class Site:
         self.facts.model.graph.initializers.add(value)
         return value
 
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes) -> ir.Value:
-        """A new ai.onnx node in front of the current one; its only output."""
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes
+    ) -> ir.Value | tuple[ir.Value, ...]:
+        """A new ai.onnx node in front of the current one; its only output, or all of them."""
         before = self.node
         name = self.fresh_name(f"{before.outputs[0].name}/{op_type}")
-        node = ir.node(op_type, inputs, attributes or None, name=name)
+        node = ir.node(op_type, inputs, attributes or None, name=name, num_outputs=outputs)
         node.outputs[0].name = name
+        for output in node.outputs[1:]:
+            output.name = self.fresh_name(name)
         before.graph.insert_before(before, node)
         self.queue.append(node)
-        return node.outputs[0]
+        return tuple(node.outputs) if outputs > 1 else node.outputs[0]
 
     def bury(self, node: ir.Node) -> bool:
         """Detach `node` if nothing reads it, then what only it read: a rule counts the users of a value.
@@ -124,9 +129,12 @@ def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
     `canonical`: in the form that patterns expect, even where that takes a node more.
     """
     # the rules register themselves when their modules are imported
+    import onnxfuse.normalise.axes
     import onnxfuse.normalise.branches
     import onnxfuse.normalise.canonical
     import onnxfuse.normalise.constants
+    import onnxfuse.normalise.parts
+    import onnxfuse.normalise.signs
     import onnxfuse.normalise.simplify
     import onnxfuse.normalise.stacking  # noqa: F401
 
@@ -148,8 +156,11 @@ def _sweep(graph: ir.Graph, site: Site) -> None:
                 for subgraph in attribute.value:
                     _sweep(subgraph, site)
         _simplify(node, site)
-        while site.queue:
+        for _ in range(NEW_LIMIT):
+            if not site.queue:
+                break
             _simplify(site.queue.pop(0), site)
+        site.queue.clear()
 
 
 def _simplify(node: ir.Node, site: Site) -> None:

@@ -1,0 +1,139 @@
+"""One form for axes of size one: kept by a reduction, inserted by Unsqueeze, left out in front of a constant."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxfuse.normalise.simplify import attr
+from onnxfuse.normalise.sweep import Site, simplifies
+from onnxfuse.shapes.fact import Shape
+
+MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Flatten")
+
+
+@simplifies("Unsqueeze", "Squeeze")
+def back_again(node: ir.Node, site: Site) -> ir.Value | None:
+    """Axes of size one that come and go: the first value of that shape."""
+    shape, value, found = site.facts.shape(node.outputs[0]), node.inputs[0], None
+    while shape is not None and value is not None:
+        if site.facts.shape(value) == shape:
+            found = value
+        inner = value.producer()
+        value = inner.inputs[0] if inner is not None and inner.op_type in MOVES and not inner.domain else None
+    return found
+
+
+@simplifies("Unsqueeze", "Squeeze")
+def counted_from_the_front(node: ir.Node, site: Site) -> ir.Value | None:
+    """Axes counted from the end are counted from the front, so that equal nodes look equal."""
+    rank = site.facts.rank(node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0])
+    axes = site.facts.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if not site.canonical or rank is None or axes is None or (axes >= 0).all():
+        return None
+    node.replace_input_with(1, site.constant(sorted(a % rank for a in axes.reshape(-1).tolist()), "axes"))
+    return node.outputs[0]
+
+
+@simplifies("Unsqueeze")
+def kept_by_the_reduction(node: ir.Node, site: Site) -> ir.Value | None:
+    """A reduction that drops an axis, put back by Unsqueeze, keeps it."""
+    reduction = node.inputs[0].producer()
+    if not site.canonical or reduction is None or reduction.domain or not reduction.op_type.startswith("Reduce"):
+        return None
+    x = reduction.inputs[0]
+    rank = site.facts.rank(x)
+    if attr(reduction, "keepdims", 1) or rank is None:
+        return None
+    dropped, added = _listed(reduction, site), _listed(node, site)
+    if not dropped or not added or sorted(a % rank for a in dropped) != sorted(a % rank for a in added):
+        return None
+    attributes = {name: a.value for name, a in reduction.attributes.items()} | {"keepdims": 1}
+    return site.op(reduction.op_type, *reduction.inputs, **attributes)
+
+
+def _listed(node: ir.Node, site: Site) -> list[int] | None:
+    """The axes of a node, attribute or input."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].value)
+    return site.facts.content(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+
+
+@simplifies("Reshape", "Unsqueeze", "Squeeze")
+def only_axes_of_one(node: ir.Node, site: Site) -> ir.Value | None:
+    """Steps that only insert, or only drop, axes of size one are one Unsqueeze, or one Squeeze."""
+    shape, found = site.facts.shape(node.outputs[0]), None
+    if not site.canonical or shape is None:
+        return None
+    x, steps = node.inputs[0], 1 if node.op_type == "Reshape" else 0  # one Unsqueeze alone is as it should be
+    while x is not None:
+        source = site.facts.shape(x)
+        if source is not None and steps > 0 and len(source) != len(shape):
+            longer, shorter = (shape, source) if len(shape) > len(source) else (source, shape)
+            axes = inserted(longer, shorter)
+            if axes is not None:
+                found = ("Unsqueeze" if longer is shape else "Squeeze"), x, axes
+        inner = x.producer()
+        x = inner.inputs[0] if inner is not None and inner.op_type in MOVES and not inner.domain else None
+        steps += 1
+    if found is None:
+        return None
+    op_type, x, axes = found
+    return site.op(op_type, x, site.constant(axes, "axes"))
+
+
+def inserted(longer: Shape, shorter: Shape) -> list[int] | None:
+    """Where sizes of one were put into `shorter` to make `longer`."""
+    axes, position = [], 0
+    for axis, size in enumerate(longer):
+        if position < len(shorter) and size == shorter[position]:
+            position += 1
+        elif size == 1:
+            axes.append(axis)
+        else:
+            return None
+    return axes if position == len(shorter) else None
+
+
+@simplifies("Tile", "Concat", "Gather")
+def repeated(node: ir.Node, site: Site) -> ir.Value | None:
+    """An axis of size one that Tile, Concat or Gather repeats is expanded."""
+    source, shape = site.facts.shape(node.inputs[0]), site.facts.shape(node.outputs[0])
+    if not site.canonical or source is None or shape is None or len(source) != len(shape):
+        return None
+    if node.op_type == "Concat" and any(value is not node.inputs[0] for value in node.inputs):
+        return None
+    if node.op_type == "Gather" and source[attr(node, "axis", 0)] != 1:
+        return None
+    target = [1 if size == before else size for size, before in zip(shape, source, strict=True)]
+    if not all(a == b or (a == 1 and isinstance(b, int)) for a, b in zip(source, shape, strict=True)):
+        return None
+    return site.op("Expand", node.inputs[0], site.constant(target, "shape"))
+
+
+@simplifies("Mul", "Add", "Div", "Sub", "Gemm")
+def leading_ones(node: ir.Node, site: Site) -> ir.Value | None:
+    """A constant [1, 1, D] that is broadcast against a tensor of that rank is a constant [D]."""
+    ranks = [site.facts.rank(v) for v in node.inputs]
+    if not site.canonical or None in ranks:
+        return None
+    for position, value in enumerate(node.inputs):
+        if node.op_type == "Gemm" and position < 2:
+            continue
+        shape, beside = site.facts.shape(value), max(r for i, r in enumerate(ranks) if i != position)
+        if not site.facts.is_constant(value) or len(shape) > beside or len(shape) < 2:
+            continue
+        kept = list(shape)
+        while len(kept) > 1 and kept[0] == 1:
+            kept.pop(0)
+        if len(kept) < len(shape):
+            node.replace_input_with(position, _reshaped(value, kept, site))
+            return node.outputs[0]
+    return None
+
+
+def _reshaped(value: ir.Value, shape: list[int], site: Site) -> ir.Value:
+    """A constant with another shape, computed at once if it is small."""
+    content = site.facts.constant(value)
+    if content is None:
+        return site.op("Reshape", value, site.constant(shape, "shape"))
+    return site.constant(content.reshape(shape), value.name)
