@@ -15,7 +15,7 @@ HEADS_FIRST = [0, 2, 1, 3]  # [B, S, N, D] <-> [B, N, S, D]
 
 
 def repeats_each_head(value, facts):
-    """Whether Reshape(Expand(Unsqueeze(x, 2))) [B, K*r, L, D] repeats each of x's heads r times."""
+    """Whether Reshape(Expand(Unsqueeze(x))) [B, K*r, L, D] repeats each of x's heads r times."""
     wide = value.producer().inputs[0]
     x = wide.producer().inputs[0].producer().inputs[0]
     shapes = [facts.shape(v) for v in (x, wide, value)]
@@ -34,12 +34,22 @@ def gathers_each_head(value, facts):
     return indices.size % shape[1] == 0 and (indices == np.repeat(np.arange(shape[1]), indices.size // shape[1])).all()
 
 
+def repeats_the_only_head(value, facts):
+    """Whether Expand(x) [B, r, L, D] repeats the one head of x [B, 1, L, D]."""
+    shape, out = facts.shape(value.producer().inputs[0]), facts.shape(value)
+    if shape is None or out is None or len(shape) != 4:
+        return False
+    return shape[1] == 1 and out == (shape[0], out[1], *shape[2:])
+
+
 def for_every_query_head(x):
     """x [B, K, L, D] with every head repeated for its group of query heads, or as it is."""
-    wide = op.Expand(op.Unsqueeze(x, axes=[2]), ...)
-    expanded = op.Reshape(wide, ...).where(repeats_each_head, "the heads are not repeated one by one")
-    gathered = op.Gather(x, ..., axis=1).where(gathers_each_head, "the heads are not repeated one by one")
-    return any_of(expanded, gathered, x)
+    otherwise = "the heads are not repeated one by one"
+    wide = op.Expand(op.Unsqueeze(x, ...), ...)
+    expanded = op.any("Reshape", "Squeeze")(wide, ...).where(repeats_each_head, otherwise)
+    gathered = op.Gather(x, ..., axis=1).where(gathers_each_head, otherwise)
+    alone = op.Expand(x, ...).where(repeats_the_only_head, otherwise)
+    return any_of(expanded, gathered, alone, x)
 
 
 def heads_first(x, x_rows):

@@ -18,9 +18,13 @@ Refuses: a softmax over another axis, K and V heads repeated in another order th
 before the past, a mask that broadcasts otherwise than [B|1, N|1, S|1, L].
 """
 
+import math
+
 from onnxfuse import heads, masks
 from onnxfuse.dsl import any_of, fusion, maybe, op, scalar, tensor
+from onnxfuse.fragments import softmax
 from onnxfuse.heads import for_every_query_head, heads_first, in_any_layout, with_past
+from onnxfuse.precision import rounds_no_further
 
 
 def guarded(weights):
@@ -47,10 +51,13 @@ def attention(
     q_factor=scalar(),
     q_divisor=scalar(),
     k_factor=scalar(),
+    k_divisor=scalar(),
     factor=scalar(),
     divisor=scalar(),
+    inner_factor=scalar(),
+    inner_divisor=scalar(),
     cap=scalar(),
-    cap_factor=scalar(),
+    cap_inverse=scalar(),
 ):
     """Attention: softmax(q @ k^T * scale + mask) @ v, grouped-query, with a KV cache or without."""
     keys = with_past(past_key, past_key_rows, k, k_rows)
@@ -61,24 +68,25 @@ def attention(
     turned = maybe.Cast(op.Transpose(all_keys, perm=[0, 1, 3, 2]))
     raw = op.MatMul(
         any_of(queries * q_factor, queries / q_divisor, queries),
-        any_of(turned * k_factor, op.Transpose(all_keys * k_factor, perm=[0, 1, 3, 2]), turned),
+        any_of(turned * k_factor, turned / k_divisor, op.Transpose(all_keys * k_factor, perm=[0, 1, 3, 2]), turned),
     )
     scaled = any_of(raw * factor, raw / divisor, raw)
-    capped = any_of(op.Tanh(scaled / cap) * cap, op.Tanh(scaled * cap_factor) * cap, scaled)
+    bounded = op.Tanh(any_of(scaled * inner_factor, scaled / inner_divisor, scaled))
+    capped = any_of(bounded * cap, bounded / cap_inverse, scaled)
     scores = maybe.Cast(capped)
     masked = any_of(scores + mask + second_mask, scores + mask, op.Where(visible, scores, hidden), scores)
-    weights = guarded(maybe.Cast(guarded(op.Softmax(maybe.Cast(masked), axis=-1))))
+    weights = guarded(maybe.Cast(guarded(softmax(maybe.Cast(masked)))))
     context = op.MatMul(weights, maybe.Cast(for_every_query_head(values)))
     return in_any_layout(context), keys, values
 
 
 attention.check(heads.supported)
+attention.check(rounds_no_further)
 
 
 @attention.check
 def understood_scores(m):
-    same = m.cap_factor is None or abs(m.cap * m.cap_factor - 1) < 1e-5
-    yield same, "the soft cap divides by {m.cap} and multiplies by {m.cap_factor}"
+    yield soft_cap(m) >= 0, f"the soft cap is {soft_cap(m)}, expected a positive number"
     yield m.hidden is None or m.hidden <= masks.HIDDEN, "hidden scores become {m.hidden}, which still counts"
     for given in (m.mask, m.second_mask, m.visible):
         yield given is None or heads.broadcasts(given, m), f"the mask is {given}, the scores {heads.scores_shape(m)}"
@@ -86,6 +94,17 @@ def understood_scores(m):
 
 @attention.rewrite
 def fused(new, m):
-    factor = (m.q_factor or 1.0) * (m.k_factor or 1.0) * (m.factor or 1.0)
-    factor /= (m.q_divisor or 1.0) * (m.divisor or 1.0)
-    return heads.attended(new, m, (m.mask, m.second_mask, m.visible), scale=factor, softcap=m.cap or 0.0)
+    scale = product(m.q_factor, m.k_factor, m.factor, m.inner_factor)
+    scale /= product(m.q_divisor, m.k_divisor, m.divisor, m.inner_divisor)
+    cap = soft_cap(m)  # cap * tanh(z) is the operator's cap * tanh(score / cap) for the score z * cap
+    return heads.attended(new, m, (m.mask, m.second_mask, m.visible), scale=scale * (cap or 1.0), softcap=cap)
+
+
+def soft_cap(m):
+    """What the scores' tanh is multiplied by, 0 without one."""
+    return m.cap or (1 / m.cap_inverse if m.cap_inverse else 0.0)
+
+
+def product(*factors):
+    """Of those factors that the graph has."""
+    return math.prod(factor for factor in factors if factor is not None)

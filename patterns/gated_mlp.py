@@ -9,34 +9,34 @@ Numerics: gate, up and their product stay in float32, where the graph rounds eac
 Refuses: quantised weights (their products stay, SwiGLU still fuses); a projection with further users.
 """
 
-import math
-
 import numpy as np
 
-from onnxfuse.dsl import any_of, constant, fusion, one_of, op, scalar, tensor
+from onnxfuse.dsl import any_of, constant, fusion, maybe, one_of, op, scalar, tensor
+from onnxfuse.fragments import gelu, gelu_tanh, halves
+from onnxfuse.precision import rounds_no_further
 
 own = op.ns("onnxfuse")
-SQRT_HALF, SQRT_2_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
+
+
+def keeps_rows(value, facts):
+    """Whether a Reshape of rows gives back the leading axes that another one merged."""
+    rows = value.producer().inputs[0].producer().inputs[0]
+    x, out = facts.shape(rows.producer().inputs[0]), facts.shape(value)
+    return x is not None and out is not None and out[:-1] == x[:-1] and facts.shape(rows)[-1] == x[-1]
 
 
 def linear(x, weight, bias):
-    """x @ weight, with a bias or without."""
-    product = op.MatMul(x, weight)
-    return product + bias | product
+    """x @ weight, with a bias or without; Gemm takes its rows."""
+    rows = op.Reshape(x, ...)
+    product = x @ weight
+    of_rows = any_of(op.Gemm(rows, weight, bias), op.Gemm(rows, weight))
+    unmerged = op.Reshape(of_rows, ...).where(keeps_rows, "the Reshapes change the last axis")
+    return any_of(product + bias, product, op.Gemm(x, weight, bias), op.Gemm(x, weight), unmerged)
 
 
-def gelu_erf(z):
-    """z/2 * (1 + erf(z / sqrt 2))"""
-    cdf = 1 + op.Erf(z / math.sqrt(2) | z * SQRT_HALF)
-    return any_of(op.Gelu(z), z * cdf * 0.5, z * 0.5 * cdf, z * (cdf * 0.5))
-
-
-def gelu_tanh(z):
-    """z/2 * (1 + tanh(sqrt(2/pi) * (z + 0.044715 z^3)))"""
-    cube = any_of(z**3, z * z * z)
-    inner = (z + cube * 0.044715) * SQRT_2_OVER_PI
-    cdf = 1 + op.Tanh(inner)
-    return any_of(op.Gelu(z, approximate="tanh"), z * 0.5 * cdf, z * cdf * 0.5, z * (cdf * 0.5))
+def gated(activation, gate, up):
+    """activation(gate) * up"""
+    return maybe.Cast(maybe.Cast(activation(maybe.Cast(gate))) * maybe.Cast(up))
 
 
 @fusion(stage="mlp", op="GatedMLP", tolerance={"float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2})
@@ -45,6 +45,7 @@ def gated_mlp(
     gate_weight=constant("H I"),
     up_weight=constant("H I"),
     packed_weight=constant("H _"),
+    packed_bias=constant("_"),
     down_weight=constant("I O"),
     gate_bias=constant("I"),
     up_bias=constant("I"),
@@ -54,17 +55,18 @@ def gated_mlp(
 ):
     """Gated MLP: y = (act(x @ Wg + bg) * (x @ Wu + bu)) @ Wd + bd."""
     separate = linear(x, gate_weight, gate_bias), linear(x, up_weight, up_bias)
-    packed = op.MatMul(x, packed_weight)  # Phi-3: the gate's columns, then the up projection's
-    split = op.Split(packed, ..., axis=-1, outputs=2)
-    sliced = op.Slice(packed, 0, half, axes=-1), op.Slice(packed, half, end, axes=-1)
-    pairs = [separate, split, sliced]
+    packed = linear(x, packed_weight, packed_bias)  # Phi-3: the gate's columns, then the up projection's
+    pairs = [separate, *halves(packed, half, end)]
     product = one_of(
         "activation",
         silu=any_of(*(own.SwiGLU(gate, up) for gate, up in pairs)),
-        gelu=any_of(*(gelu_erf(gate) * up for gate, up in pairs)),
-        gelu_tanh=any_of(*(gelu_tanh(gate) * up for gate, up in pairs)),
+        gelu=any_of(*(gated(gelu, gate, up) for gate, up in pairs)),
+        gelu_tanh=any_of(*(gated(gelu_tanh, gate, up) for gate, up in pairs)),
     )
     return linear(product, down_weight, down_bias)
+
+
+gated_mlp.check(rounds_no_further)
 
 
 @gated_mlp.check
@@ -80,16 +82,16 @@ def supported(m):
 
 @gated_mlp.rewrite
 def fused(new, m):
-    biases = [m.gate_bias, m.up_bias, m.down_bias]
-    while biases and biases[-1] is None:
-        biases.pop()
-    gate, up = m.gate_weight, m.up_weight
+    gate, up, biases = m.gate_weight, m.up_weight, [m.gate_bias, m.up_bias, m.down_bias]
     if m.packed_weight is not None:  # slices of a constant: they become weights when the model is written
-        gate = columns(new, m.packed_weight, 0, m.I)
-        up = columns(new, m.packed_weight, m.I, 2 * m.I)
+        gate, up = halved(new, m.packed_weight, m.I)
+    if m.packed_bias is not None:
+        biases[:2] = halved(new, m.packed_bias, m.I)
     return new.GatedMLP(m.x, gate, up, m.down_weight, *biases, activation=m.activation)
 
 
-def columns(new, weight, start, end):
-    """Columns start..end of a weight."""
-    return new.onnx.Slice(weight, np.array([start]), np.array([end]), np.array([1]))
+def halved(new, packed, size):
+    """The first and the last `size` columns."""
+    axis = np.array([packed.rank - 1])
+    starts = 0, size
+    return [new.onnx.Slice(packed, np.array([start]), np.array([start + size]), axis) for start in starts]

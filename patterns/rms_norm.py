@@ -14,22 +14,28 @@ centred by its mean, which makes it LayerNorm: ONNX Runtime fuses that whole.
 import math
 
 from onnxfuse.dsl import Refuse, any_of, attr, fusion, maybe, op, scalar, tensor
+from onnxfuse.fragments import over_root, square
+from onnxfuse.precision import rounds_no_further
 
 
-def mean_of_squares(h):
-    """mean(h^2) over the last axis, kept as an axis of size one."""
-    square = h**2 | h * h
-    return op.ReduceMean(square, axes=[-1], keepdims=1)
+def mean_of_squares(h, factor, count):
+    """mean(h^2) over the last axis, kept as an axis of size one; a sum is scaled by a factor or divided by a count."""
+    last = {"axes": [-1], "keepdims": 1}
+    total = any_of(op.ReduceSum(square(h), **last), op.ReduceSumSquare(h, **last), square(op.ReduceL2(h, **last)))
+    return any_of(op.ReduceMean(square(h), **last), total * factor, total / count)
 
 
 @fusion(stage="norm", op="RMSNorm", tolerance={"float32": 4e-6, "float16": 4e-3, "bfloat16": 3e-2})
-def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar()):
+def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar(), factor=scalar(), count=scalar()):
     """RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight."""
-    h = maybe.Cast(x)
-    variance = mean_of_squares(h) + eps
-    rms = op.Sqrt(variance) | variance**0.5
-    normalised = any_of(h / rms, h * op.Reciprocal(rms), h * (1 / rms), h * variance ** (-0.5))
-    return maybe.Cast(normalised) * maybe.Cast(weight)
+    h, gain = maybe.Cast(x), maybe.Cast(weight)
+    variance = maybe.Cast(mean_of_squares(h, factor, count) + eps)
+    y = any_of(
+        maybe.Cast(over_root(h, variance)) * gain,
+        over_root(h * gain, variance),
+        h * over_root(gain, variance),
+    )
+    return maybe.Cast(y)
 
 
 @fusion(stage="norm", op="RMSNorm")
@@ -39,11 +45,17 @@ def standard_rms_norm(x=tensor("... D"), weight=tensor("D")):
     return standard | op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=attr("epsilon"), stash_type=attr())
 
 
+rms_norm.check(rounds_no_further)
+
+
 @rms_norm.check
 def supported(m):
     yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; kernels exist for {m.FLOATS}"
     yield m.weight.dtype in m.FLOATS, "weight is {m.weight.dtype}; kernels exist for {m.FLOATS}"
     yield not is_centred(m.x.value), "x is {m.x}, a value less its mean: expected RMSNorm, found LayerNorm"
+    yield m.facts.shape(m.outputs[0]) == m.x.shape, "x is {m.x}: it broadcasts against the weight"
+    factor = m.factor or (1 / m.count if m.count else None)
+    yield factor is None or math.isclose(factor * m.D, 1, rel_tol=1e-3), f"the sum is scaled by {factor}, not 1 / {m.D}"
     yield m.eps >= 0 and math.isfinite(m.eps), "eps is {m.eps}; expected a finite number >= 0"
 
 

@@ -11,21 +11,11 @@ Refuses: another sign or order of the halves, a table that doesn't have one row 
 """
 
 import numpy as np
+import onnx_ir as ir
 
-from onnxfuse.dsl import Refuse, any_of, attr, fusion, op, scalar, tensor
-
-
-def halves(x, half, end):
-    """The two ways to cut x in the middle of its last axis: (x1, x2)."""
-    yield op.Slice(x, 0, half, axes=-1), op.Slice(x, half, end, axes=-1)
-    low, high = op.Split(x, ..., axis=-1, outputs=2)
-    yield low.where(is_half, "the parts are not halves"), high
-
-
-def is_half(part, facts):
-    """Whether `part` of a Split is as large as the other."""
-    whole, half = facts.shape(part.producer().inputs[0]), facts.shape(part)
-    return whole is not None and half is not None and whole[-1] == 2 * half[-1]
+from onnxfuse.dsl import Refuse, any_of, attr, fusion, maybe, op, scalar, tensor
+from onnxfuse.fragments import halves
+from onnxfuse.precision import rounds_no_further
 
 
 def flattens_pairs(value, facts):
@@ -34,35 +24,42 @@ def flattens_pairs(value, facts):
     return pairs is not None and flat == (*pairs[:-2], pairs[-2] * 2) and pairs[-1] == 2
 
 
+def one_by_one(even, odd, sign=1):
+    """The entries of both in turn, on the last axis; the even ones negated where `sign` is -1."""
+    even = op.Unsqueeze(even, axes=[-1])
+    stacked = op.Concat(-even if sign < 0 else even, op.Unsqueeze(odd, axes=[-1]), axis=-1)
+    return op.Reshape(stacked, ...).where(flattens_pairs, "the pairs are not laid out one after another")
+
+
+def of_halves(first, second, sign=1):
+    """The entries of one, negated where `sign` is -1, behind those of the other."""
+    return op.Concat(-first if sign < 0 else first, second, axis=-1)
+
+
+def turned(x, x1, x2, cos, sin, join):
+    """The rotation of pairs (x1, x2) of x, which `join` lays out: as a whole, or each half of it."""
+    a, b = maybe.Cast(x1), maybe.Cast(x2)
+    whole = maybe.Cast(x) * cos + maybe.Cast(join(x2, x1, sign=-1)) * sin
+    return any_of(whole, join(a * cos - b * sin, b * cos + a * sin))
+
+
 @fusion(stage="rotary", op="RotaryEmbedding", tolerance={"float32": 4e-6, "float16": 6e-3, "bfloat16": 5e-2})
 def rotary_embedding(
     x=tensor("_ _ _ D"), rows=tensor("_ _ _ D"), cos=tensor(), sin=tensor(), half=scalar(), end=scalar()
 ):
     """Rotary embedding of half-split pairs: y = x * cos + concat(-x2, x1) * sin."""
-
-    def turned(value):
-        return any_of(*(op.Concat(-x2, x1, axis=-1) for x1, x2 in halves(value, half, end)))
-
+    in_place = any_of(*(turned(x, x1, x2, cos, sin, of_halves) for x1, x2 in halves(x, half, end)))
     # ONNX Runtime's optimizer turns the halves before the heads are transposed
     late = op.Transpose(rows, perm=[0, 2, 1, 3])
-    return x * cos + turned(x) * sin | late * cos + op.Transpose(turned(rows), perm=[0, 2, 1, 3]) * sin
+    early = any_of(*(op.Concat(-x2, x1, axis=-1) for x1, x2 in halves(rows, half, end)))
+    return maybe.Cast(in_place | late * cos + op.Transpose(early, perm=[0, 2, 1, 3]) * sin)
 
 
 @fusion(stage="rotary", op="RotaryEmbedding", tolerance={"float32": 4e-6, "float16": 6e-3, "bfloat16": 5e-2})
-def interleaved_rotary_embedding(
-    x=tensor("_ _ _ D"), pairs=tensor("_ _ _ H 2"), cos=tensor(), sin=tensor(), end=scalar()
-):
+def interleaved_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor(), end=scalar()):
     """Rotary embedding of interleaved pairs: y[2i] = x1*cos - x2*sin, y[2i+1] = x2*cos + x1*sin."""
-    first, second = op.Split(pairs, ..., axis=-1, outputs=2)
-    alternatives = [
-        (op.Slice(x, 0, end, axes=-1, steps=2), op.Slice(x, 1, end, axes=-1, steps=2)),
-        (op.Squeeze(first, axes=[-1]), op.Squeeze(second, axes=[-1])),
-    ]
-    stacked = []
-    for x1, x2 in alternatives:
-        even, odd = x1 * cos - x2 * sin, x2 * cos + x1 * sin
-        stacked.append(op.Concat(op.Unsqueeze(even, axes=[-1]), op.Unsqueeze(odd, axes=[-1]), axis=-1))
-    return op.Reshape(any_of(*stacked), ...).where(flattens_pairs, "the pairs are not laid out one after another")
+    x1, x2 = op.Slice(x, 0, end, axes=-1, steps=2), op.Slice(x, 1, end, axes=-1, steps=2)
+    return maybe.Cast(turned(x, x1, x2, cos, sin, one_by_one))
 
 
 @fusion(stage="rotary", op="RotaryEmbedding")
@@ -88,15 +85,19 @@ def whole_pairs(m):
     yield m.end is None or m.end >= m.D, "the pairs end at {m.end}, expected {m.D}"
 
 
+rotary_embedding.check(rounds_no_further)
+interleaved_rotary_embedding.check(rounds_no_further)
+
+
 @rotary_embedding.check
 @interleaved_rotary_embedding.check
 def supported(m):
-    x = next(c for c in m.captured.values() if c.name in ("x", "rows", "pairs"))
+    x = source(m)
     yield x.shape is not None and isinstance(x.shape[-1], int), f"x is {x}: its shape is unknown"
     yield x.dtype in m.FLOATS, f"x is {x}; kernels exist for {m.FLOATS}"
     for table in (m.cos, m.sin):
-        yield table.dtype in (x.dtype, "float32"), f"a table is {table}, x is {x}"
-    yield m.cos.shape == m.sin.shape, "cos is {m.cos}, sin is {m.sin}"
+        yield table.dtype in m.FLOATS, f"a table is {table}; kernels exist for {m.FLOATS}"
+    yield m.cos.shape is not None and m.cos.shape == m.sin.shape, "cos is {m.cos}, sin is {m.sin}"
     yield heads_axis(m) is not None, f"cos is {m.cos}, x is {x}: not one row of the table a position"
     yield not turns_backwards(m.cos, m.sin), "cos is {m.cos}, sin is {m.sin}: they turn backwards, as if exchanged"
 
@@ -129,8 +130,8 @@ def heads_axis(m):
 
     The table tells: it has one row a position, and size one where the heads are.
     """
-    table, x = m.cos.shape, turned_shape(m)
-    if table is None or x is None or len(table) != 4 or table[-1] not in (x[-1], x[-1] // 2):
+    table, x = (1,) * (4 - m.cos.rank) + m.cos.shape, turned_shape(m)
+    if x is None or len(table) != 4 or table[-1] not in (x[-1], x[-1] // 2):
         return None
     for heads, length in ((1, 2), (2, 1)):
         if table[heads] == 1 and fits(table[length], x[length]) and (table[0] == 1 or fits(table[0], x[0])):
@@ -140,12 +141,13 @@ def heads_axis(m):
 
 def turned_shape(m):
     """The shape of the tensor whose pairs are turned."""
-    if m.x is not None:
-        return m.x.shape
-    if m.fusion is interleaved_rotary_embedding:
-        return (*m.pairs.shape[:3], 2 * m.pairs.shape[3])
-    batch, length, heads, size = m.rows.shape
-    return batch, heads, length, size
+    shape = source(m).shape
+    return shape if m.x is not None else (shape[0], shape[2], shape[1], shape[3])
+
+
+def source(m):
+    """x, or its rows before the heads' Transpose."""
+    return m.x or m.rows
 
 
 def fits(a, b):
@@ -155,9 +157,9 @@ def fits(a, b):
 
 def turns_backwards(cos, sin):
     """Whether a constant table's angles fall from row to row, in its slowest pair."""
-    if cos.constant is None or sin.constant is None or cos.constant.ndim != 4:
+    if cos.constant is None or sin.constant is None:
         return False
-    c, s = (t.constant[0].reshape(-1, t.shape[-1])[:, t.shape[-1] // 2 - 1].astype(np.float64) for t in (cos, sin))
+    c, s = (t.constant.reshape(-1, t.shape[-1])[:, t.shape[-1] // 2 - 1].astype(np.float64) for t in (cos, sin))
     return bool((s[1:] * c[:-1] - c[1:] * s[:-1] < 0).any())
 
 
@@ -167,13 +169,26 @@ def rotated(new, m, interleaved):
     heads, size = turned_shape(m)[axis], turned_shape(m)[3]
     if not isinstance(heads, int):
         raise Refuse(f"the number of heads is {heads}, expected a known number")
-    cos, sin = (table(new, t, axis) for t in (m.cos, m.sin))
-    if m.x is None:
-        rows = m.rows.value if interleaved == 0 else new.onnx.Reshape(m.pairs, np.array([0, 0, 0, size]))
-    else:
-        rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3]) if axis == 1 else m.x.value
-    y = turned_rows(new, rows, cos, sin, heads, size, interleaved)
-    return new.onnx.Transpose(y, perm=[0, 2, 1, 3]) if axis == 1 else y
+    x, result = source(m), m.facts.dtype(m.outputs[0])
+    wide = x.dtype != "float32" and result != m.facts.dtype(x.value)  # the graph went on in a wider dtype than x's
+    rows = new.onnx.Cast(x, to=int(result)) if wide else x.value
+    if m.x is not None and axis == 1:
+        rows = new.onnx.Transpose(rows, perm=[0, 2, 1, 3])
+    y = turned_rows(new, rows, *tables(new, m, axis, interleaved), heads, size, interleaved)
+    y = new.onnx.Transpose(y, perm=[0, 2, 1, 3]) if axis == 1 else y
+    return y if wide or result == m.facts.dtype(x.value) else new.onnx.Cast(y, to=int(result))
+
+
+def tables(new, m, axis, interleaved):
+    """cos and sin as [B|1, S, W] in one dtype that the operator takes; W = D/2 if both hold each entry twice."""
+    given = [Table(t, axis, interleaved) for t in (m.cos, m.sin)]
+    full = m.cos.shape[-1] == turned_shape(m)[3]
+    halved = [t.halved(new) for t in given] if full else [None]
+    both = [t.whole(new) for t in given] if None in halved else halved
+    dtypes = {m.facts.dtype(value) for value in both}
+    if len(dtypes) == 1 and dtypes <= {ir.DataType.FLOAT, m.facts.dtype(m.outputs[0])}:
+        return both
+    return [new.onnx.Cast(value, to="float32") for value in both]
 
 
 def turned_rows(new, rows, cos, sin, heads, size, interleaved):
@@ -183,22 +198,62 @@ def turned_rows(new, rows, cos, sin, heads, size, interleaved):
     return new.onnx.Reshape(y, np.array([0, 0, heads, size]))
 
 
-def table(new, captured, axis):
-    """The table as [B|1, S, W], and as its first half where it repeats one: W = D/2."""
-    value, facts = captured.value, captured.facts
-    if captured.is_constant and captured.constant is not None:
-        rows = captured.constant.squeeze(axis)
-        half = rows.shape[-1] // 2
-        return new.constant(rows[..., :half] if (rows[..., :half] == rows[..., half:]).all() else rows, value.name)
-    inner = value.producer()
-    if inner is not None and inner.op_type == "Unsqueeze" and facts.content(inner.inputs[1]) in ([axis], [axis - 4]):
-        value = inner.inputs[0]
-    else:
-        value = new.onnx.Squeeze(value, np.array([axis]))
-    source = value.producer()
-    if source is not None and source.op_type == "Cast" and str(facts.dtype(source.inputs[0])) == "FLOAT":
-        source = source.inputs[0].producer()  # the kernel takes float32 tables beside any x
-        value = source.outputs[0] if source is not None else value
-    if source is not None and source.op_type == "Concat" and len(source.inputs) == 2 and len(set(source.inputs)) == 1:
-        value = source.inputs[0]
-    return value
+class Table:
+    """A captured table, with an axis of size one where the heads are."""
+
+    def __init__(self, captured, axis, interleaved):
+        self.captured, self.facts = captured, captured.facts
+        self.axis, self.interleaved = axis, interleaved
+
+    def constant(self):
+        """The content [B|1, S, W] of a constant table."""
+        content = self.captured.constant if self.captured.is_constant else None
+        return (
+            None if content is None else content.reshape((1,) * (4 - content.ndim) + content.shape).squeeze(self.axis)
+        )
+
+    def whole(self, new):
+        """All of it, [B|1, S, W]."""
+        value, content = self.captured.value, self.constant()
+        if content is not None:
+            return new.constant(content, value.name)
+        if self.captured.rank == 3:
+            return value if self.axis == 1 else new.onnx.Transpose(value, perm=[1, 0, 2])
+        if self.captured.rank < 3:
+            return new.onnx.Unsqueeze(value, np.arange(3 - self.captured.rank))
+        inner = value.producer()
+        axes = [self.axis], [self.axis - 4]
+        if inner is not None and inner.op_type == "Unsqueeze" and self.facts.content(inner.inputs[1]) in axes:
+            return inner.inputs[0]
+        return new.onnx.Squeeze(value, np.array([self.axis]))
+
+    def halved(self, new):
+        """One entry a pair, [B|1, S, W/2], None if the two of a pair are not known to be equal."""
+        content = self.constant()
+        if content is not None:
+            half = content.shape[-1] // 2
+            first, second = (content[..., i::2] for i in (0, 1)) if self.interleaved else np.split(content, [half], -1)
+            return new.constant(first, self.captured.value.name) if (first == second).all() else None
+        inner = self.captured.value.producer()
+        axes = [self.axis], [self.axis - 4]
+        if inner is None or inner.op_type != "Unsqueeze" or self.facts.content(inner.inputs[1]) not in axes:
+            return None
+        source = inner.inputs[0].producer()
+        if source is not None and source.op_type == "Cast" and str(self.facts.dtype(source.inputs[0])) == "FLOAT":
+            source = source.inputs[0].producer()  # the kernel takes float32 tables beside any x
+        return None if source is None else self._repeated(source)
+
+    def _repeated(self, source):
+        """v where `source` makes [v, v] on the last axis, or each entry of v twice."""
+        if self.interleaved:
+            source = source.inputs[0].producer() if source.op_type == "Reshape" else None
+        if source is None or source.op_type != "Concat" or len(source.inputs) != 2:
+            return None
+        parts = source.inputs
+        if self.interleaved:
+            both = [part.producer() for part in parts]
+            if any(p is None or p.op_type != "Unsqueeze" for p in both) or self.facts.shape(parts[0])[-1] != 1:
+                return None
+            parts = [p.inputs[0] for p in both]
+        is_last = source.attributes["axis"].value in (-1, self.facts.rank(source.outputs[0]) - 1)
+        return parts[0] if parts[0] is parts[1] and is_last else None

@@ -16,37 +16,51 @@ from onnxfuse.dsl import any_of, constant, fusion, maybe, one_of, op, scalar, te
 def outer_factor(positions, line, axis):
     """Positions [B, S], or a line of them [S], as float32 with a new axis of size one at `axis` of three."""
     spread = any_of(op.Unsqueeze(positions, axes=[axis]), op.Unsqueeze(line, axes=sorted([0, axis])))
-    early = any_of(
-        op.Unsqueeze(op.Cast(positions, to="float32"), axes=[axis]),
-        op.Unsqueeze(op.Cast(line, to="float32"), axes=sorted([0, axis])),
-    )
-    return op.Cast(spread, to="float32") | early
+    return op.Cast(spread, to="float32")
+
+
+def scaled(table, scale, divisor):
+    """The table times the attention scaling, if there is one."""
+    return any_of(table * scale, table / divisor, table)
 
 
 @fusion(stage="elementwise", op="RotaryTable", tolerance={"float32": 1e-5})
-def rotary_table(positions=tensor("B S"), line=tensor("S"), frequencies=constant(), scale=scalar()):
+def rotary_table(positions=tensor("B S"), line=tensor("S"), frequencies=constant(), scale=scalar(), divisor=scalar()):
     """Rotary table: cos and sin of position * inv_freq, times the attention scaling."""
     spread = maybe.Expand(frequencies, ...)
     column, row = outer_factor(positions, line, 2), outer_factor(positions, line, 1)
     angle = any_of(
         column * frequencies,
         op.MatMul(column, spread),
-        op.Transpose(op.MatMul(spread, row), perm=[0, 2, 1]),
+        op.Transpose(any_of(op.MatMul(spread, row), spread * row), perm=[0, 2, 1]),
     )
     angles = one_of("width", full=op.Concat(angle, angle, axis=-1), half=angle)
-    cos, sin = op.Cos(angles), op.Sin(angles)
-    return cos * scale | cos, sin * scale | sin
+    return scaled(op.Cos(angles), scale, divisor), scaled(op.Sin(angles), scale, divisor)
 
 
 @rotary_table.check
 def outer_product(m):
     yield m.frequencies.dtype == "float32", "inv_freq is {m.frequencies.dtype}, expected float32"
-    shape = m.frequencies.shape
-    yield shape is not None and sum(s != 1 for s in shape) <= 1, "inv_freq is {m.frequencies}: more than one axis"
     yield m.frequencies.constant is not None, "inv_freq is {m.frequencies}: too large to be one"
+    line = frequencies_of(m)
+    yield line is not None, "inv_freq is {m.frequencies}: more than one line of numbers"
     batch_and_length = m.positions.shape if m.positions is not None else (1, *m.line.shape)
-    expected = (*batch_and_length, m.frequencies.constant.size * (2 if m.width == "full" else 1))
+    expected = (*batch_and_length, line.size * (2 if m.width == "full" else 1))
     yield m.facts.shape(m.outputs[0]) == expected, f"the table is {m.facts.shape(m.outputs[0])}, expected {expected}"
+
+
+def frequencies_of(m):
+    """inv_freq [F]; None unless it is that, with axes of size one or repeated for every batch."""
+    content = m.frequencies.constant
+    if content.ndim == 3 and (content == content[:1]).all():
+        content = content[:1]
+    return content.reshape(-1) if sum(size != 1 for size in content.shape) <= 1 else None
+
+
+@rotary_table.check
+def both_scaled(m):
+    cos, sin = (None if o.producer().op_type in ("Cos", "Sin") else o.producer().op_type for o in m.outputs)
+    yield cos == sin, "only one of cos and sin is scaled"
 
 
 @rotary_table.rewrite
@@ -55,8 +69,9 @@ def fused(new, m):
     positions = given.value if given.dtype == "int64" else new.onnx.Cast(given, to="int64")
     if m.positions is None:
         positions = new.onnx.Unsqueeze(positions, np.array([0]))
-    frequencies = new.constant(m.frequencies.constant.reshape(-1), "inv_freq")
-    cos, sin = new.RotaryTable(positions, frequencies, scale=m.scale, outputs=2)
+    factor = 1 / m.divisor if m.divisor else m.scale
+    frequencies = new.constant(frequencies_of(m), "inv_freq")
+    cos, sin = new.RotaryTable(positions, frequencies, scale=factor, outputs=2)
     if m.width == "half":
         return cos, sin
     return new.onnx.Concat(cos, cos, axis=-1), new.onnx.Concat(sin, sin, axis=-1)
