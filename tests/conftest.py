@@ -2,6 +2,7 @@
 
 import pytest
 import zoo_table
+from spellings import table as spellings_table
 
 from onnxfuse.dsl import fusion, maybe, op, scalar, tensor
 
@@ -38,8 +39,9 @@ def attention():
 
 
 def pytest_terminal_summary(terminalreporter):
-    lines = zoo_table.lines(terminalreporter)
-    if lines:
-        terminalreporter.section("model zoo")
-        for line in lines:
-            terminalreporter.write_line(line)
+    for title, table in (("model zoo", zoo_table), ("spellings", spellings_table)):
+        lines = table.lines(terminalreporter)
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)

@@ -1,0 +1,127 @@
+"""Every spelling of a fusion is fused and right; no mutation that leaves the function is fused.
+
+The environment variable ONNXFUSE_SPELLINGS says how many spellings, and as many mutations, are tried; 2100 is the whole
+set, 210 are tried without it. A failure names its cases; ONNXFUSE_SPELLING=rms_norm:17:18 tries the one of that label.
+pytest prints a table of the families at its end (conftest.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import pytest
+from spellings import batch
+from spellings.cases import FAMILIES, OPSETS, Case, case, labelled
+
+import onnxfuse
+
+COUNT = int(os.environ.get("ONNXFUSE_SPELLINGS", "210"))
+LABEL = os.environ.get("ONNXFUSE_SPELLING")
+TOGETHER = 15  # cases in one model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases of one family and one opset."""
+
+    labels: tuple[str, ...]
+
+    @property
+    def family(self) -> str:
+        return self.labels[0].partition(":")[0]
+
+    def __str__(self) -> str:
+        return f"{self.labels[0]}+{len(self.labels) - 1}"
+
+
+def batches() -> list[Batch]:
+    """All that are to be tried."""
+    if LABEL:
+        return [Batch((":".join(LABEL.split(":")[:3]),))]
+    share = -(-COUNT // len(FAMILIES))
+    found = []
+    for number, family in enumerate(FAMILIES):
+        for first in range(0, share, TOGETHER):
+            opset = OPSETS[(number + 5 * (first // TOGETHER)) % len(OPSETS)]
+            found.append(
+                Batch(tuple(f"{family}:{seed}:{opset}" for seed in range(first, min(first + TOGETHER, share))))
+            )
+    return found
+
+
+each = pytest.mark.parametrize("chosen", batches(), ids=str)
+
+
+@functools.cache
+def spelled(chosen: Batch) -> tuple[list[Case], list[batch.Arrays]]:
+    """The batch's cases, and what they compute."""
+    cases = [labelled(label) for label in chosen.labels]
+    return cases, batch.outputs(batch.model(cases), cases)
+
+
+def fused(cases: Sequence[Case], verify: str = "none") -> ir.Model:
+    return onnxfuse.optimize(batch.model(cases), verify=verify).model
+
+
+def changed(cases: Sequence[Case], names: str) -> list[tuple[Case, Case]]:
+    """Every case that offers any of these changes, with one of them made."""
+    pairs = []
+    for c in cases:
+        offered = sorted(set(getattr(c.writer, names)))
+        wanted = LABEL.split(":")[3:] if LABEL else []
+        if offered and (not wanted or wanted[0] in offered):
+            name = wanted[0] if wanted else random.Random(c.label).choice(offered)
+            pairs.append((c, case(c.family, c.seed, c.writer.opset, name)))
+    return pairs
+
+
+@each
+def test_every_spelling_is_fused(chosen, record_property):
+    cases, before = spelled(chosen)
+    rewritten = fused(cases)
+    found = dict(zip(cases, batch.fused(rewritten, cases), strict=True))
+    missed = {c.label: f"{dict(found[c])} instead of {c.expected}" for c in cases if found[c] != c.expected}
+    record_property("family", chosen.family)
+    record_property("spellings", len(cases))
+    record_property("fused", len(cases) - len(missed))
+    after = batch.outputs(rewritten, cases)
+    wrong = [c.label for c in cases if batch.differs(c, c, before, after)]
+    assert not missed
+    assert not wrong
+
+
+@each
+def test_no_mutation_is_fused(chosen, record_property):
+    cases, before = spelled(chosen)
+    pairs = changed(cases, "mutations")
+    mutations = [mutation for _, mutation in pairs]
+    after = batch.outputs(batch.model(mutations), mutations)
+    without_effect = [b.label for a, b in pairs if not batch.differs(a, b, before, after)]
+    matched = [
+        c for c, found in zip(mutations, batch.fused(fused(mutations), mutations), strict=True) if c.loses(found)
+    ]
+    accepted = [c.label for c in matched if c.loses(batch.fused(fused([c], verify="match"), [c])[0])]
+    record_property("family", chosen.family)
+    record_property("mutations", len(mutations))
+    record_property("refused by matching", len(mutations) - len(matched))
+    record_property("by verification", len(matched) - len(accepted))
+    assert not without_effect
+    assert not accepted
+
+
+@each
+def test_what_shifts_is_right(chosen, record_property):
+    """Another function of the same kind may be fused as what it is."""
+    shifted = [shift for _, shift in changed(spelled(chosen)[0], "shifts")]
+    before = batch.outputs(batch.model(shifted), shifted)
+    after = batch.outputs(fused(shifted), shifted)
+    wrong = [c.label for c in shifted if batch.differs(c, c, before, after)]
+    record_property("family", chosen.family)
+    record_property("shifts", len(shifted))
+    record_property("right", len(shifted) - len(wrong))
+    assert not wrong
