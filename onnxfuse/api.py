@@ -19,6 +19,7 @@ from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.fusion import Fusion
 from onnxfuse.kernel_layout import to_kernel_layout
+from onnxfuse.kv_cache import share_cache
 from onnxfuse.normalise import normalise, tidy
 from onnxfuse.report import Report, Verification, fused_count, node_count
 from onnxfuse.rewriter import rewrite
@@ -30,7 +31,7 @@ from onnxfuse.verify.model import validate
 OLDEST_OPSET = 13  # of the function bodies
 TARGETS = ("cpu", "cuda")
 LEVELS = ("op",)
-KV_CACHES = ("concat",)
+KV_CACHES = ("concat", "shared")
 VERIFICATIONS = ("match", "model", "none")
 
 Source = str | os.PathLike | onnx.ModelProto | ir.Model
@@ -76,8 +77,9 @@ def optimize(
         Fusions that must have been applied.
     level : "op"
         How much one fused node may comprise.
-    kv_cache : "concat"
-        The interface of the key-value cache; "concat" is the one the model was exported with.
+    kv_cache : "concat" | "shared"
+        The interface of the key-value cache: the one the model was exported with, or one buffer that past and present
+        share (see `onnxfuse.kv_cache`).
     verify : "match" | "model" | "none"
         Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
     weights : "copy" | "reference"
@@ -108,7 +110,7 @@ def optimize(
             raise UsageError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
     chosen = choose(fusions, skip)
     required = [_known(name).name for name in require]
-    run = _Run(model, output, target, verify, weights, progress or (lambda stage, done, total: None))
+    run = _Run(model, output, target, kv_cache, verify, weights, progress or (lambda stage, done, total: None))
     return run.optimize(chosen, required)
 
 
@@ -149,6 +151,7 @@ class _Run:
         source: Source,
         output: str | os.PathLike | None,
         target: str,
+        kv_cache: str,
         verify: str,
         weights: str,
         progress: Progress,
@@ -156,6 +159,7 @@ class _Run:
         self.source = source
         self.output = None if output is None else Path(output)
         self.target = target
+        self.kv_cache = kv_cache
         self.verify = verify
         self.weights = weights
         self.progress = progress
@@ -219,10 +223,12 @@ class _Run:
         with self._timed("tidy"):
             tidy(model, facts)
             to_kernel_layout(model, facts, self.target)
-        with self._timed("check"):
-            soundness.complete(model, facts)
             if soundness.interface(model) != interface:
                 raise AssertionError(f"the rewrite changed the interface: {interface} -> {soundness.interface(model)}")
+            if self.kv_cache == "shared":
+                share_cache(model, facts)
+        with self._timed("check"):
+            soundness.complete(model, facts)
             complaint = soundness.checker_complaint(model)
             if complaint is not None and soundness.checker_complaint(model_io.load(self.source)) is None:
                 raise AssertionError(f"the rewritten model fails onnx.checker: {complaint}")

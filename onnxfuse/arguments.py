@@ -89,7 +89,10 @@ def _add_rewrite(commands) -> argparse.ArgumentParser:
     command.add_argument("--require", type=_names, metavar="A,B", help="exit 1 unless these fusions were applied")
     command.add_argument("--level", choices=api.LEVELS, default="op", help="how much a fused node comprises")
     command.add_argument(
-        "--kv-cache", choices=api.KV_CACHES, default="concat", help="interface of the KV cache (default: as exported)"
+        "--kv-cache",
+        choices=api.KV_CACHES,
+        default="concat",
+        help="past and present as exported (concat, default), or one buffer that is updated in place (shared)",
     )
     command.add_argument(
         "--verify",

@@ -1,8 +1,8 @@
 """Timing an original and a fused model against each other in ONNX Runtime.
 
-Both sessions get the same options and all of ONNX Runtime's optimisations; the fused one also the operator library. The
-runs alternate, so that a machine that slows down slows both; the medians are what a user feels, the minima what the
-machine can do.
+Both sessions get the same options and all of ONNX Runtime's optimisations; the fused one also the operator library. A
+shared cache is one buffer, bound as past and present. The runs alternate, so that a machine that slows down slows both;
+the medians are what a user feels, the minima what the machine can do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from onnxfuse import model_io
 from onnxfuse.errors import UsageError
+from onnxfuse.verify.cache import SharedCache
 from onnxfuse.verify.feeds import draw
 from onnxfuse.verify.interface import FREE_SIZES, Interface, Point
 from onnxfuse.verify.model import same_interface
@@ -87,6 +88,7 @@ def bench(
     same_interface(original, fused)
     interface = Interface.of(model_io.load(original))
     points = dict.fromkeys(interface.settle(Point(batch, prompt, past)) for past in pasts for prompt in prompts)
+    caches = SharedCache.of(original), SharedCache.of(fused)
     sides = [
         Session(original, optimised=True, provider=provider, threads=threads),
         Session(fused, optimised=True, provider=provider, threads=threads, library=library),
@@ -95,23 +97,27 @@ def bench(
     for done, point in enumerate(points):
         if progress is not None:
             progress(done, len(points))
-        feed = _accepted(interface, point, sides[0])
+        feed = _accepted(interface, point, sides[0], caches[0])
         if isinstance(feed, str):
             reason = feed
             continue
-        rows.append(_row(point, feed, sides, repeats))
+        steps = [
+            _step(side, cache.feed(feed, point, spare=0), cache.presents)
+            for side, cache in zip(sides, caches, strict=True)
+        ]
+        rows.append(_row(point, steps, repeats))
     if not rows:
         raise UsageError(f"the original model runs on none of these sizes: {reason}")
     return rows
 
 
-def _accepted(interface: Interface, point: Point, session: Session) -> dict[str, np.ndarray] | str:
-    """A feed that `session` accepts, or why it accepts none."""
+def _accepted(interface: Interface, point: Point, session: Session, cache: SharedCache) -> dict[str, np.ndarray] | str:
+    """A feed that `session` accepts once its cache is put into place, or why it accepts none."""
     reason = ""
     for free in FREE_SIZES if interface.has_free_sizes else (interface.free,):
         feed = draw(replace(interface, free=free), point)
         try:
-            session.run(feed)
+            cache.run(session, feed, point)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             reason = first_line(error)
             continue
@@ -119,18 +125,33 @@ def _accepted(interface: Interface, point: Point, session: Session) -> dict[str,
     return reason
 
 
-def _row(point: Point, feed: dict[str, np.ndarray], sides: Sequence[Session], repeats: int) -> Row:
-    values = {name: ort_value(array) for name, array in feed.items()}
-    bound = [{name: values[name] for name in side.input_names} for side in sides]
-    for side, inputs in zip(sides, bound, strict=True):
+def _step(side: Session, feed: dict[str, np.ndarray], presents: dict[str, str]) -> Callable[[], object]:
+    """A run of `side` whose inputs are in place already; each of `presents` is written over its past."""
+    values = {name: ort_value(feed[name]) for name in side.input_names}
+    if not presents:
+        return lambda: side.session.run_with_ort_values(side.outputs, values)
+    binding = side.session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    pasts = {present: past for past, present in presents.items()}
+    for name in side.outputs:
+        if name in pasts:
+            binding.bind_ortvalue_output(name, values[pasts[name]])
+        else:
+            binding.bind_output(name)
+    return lambda: side.session.run_with_iobinding(binding)
+
+
+def _row(point: Point, steps: Sequence[Callable[[], object]], repeats: int) -> Row:
+    for step in steps:
         for _ in range(WARM_UPS):
-            side.session.run_with_ort_values(side.outputs, inputs)
+            step()
     seconds: list[list[float]] = [[], []]
     start = time.perf_counter()
     for repeat in range(repeats):
         for index in (0, 1) if repeat % 2 == 0 else (1, 0):
             begin = time.perf_counter()
-            sides[index].session.run_with_ort_values(sides[index].outputs, bound[index])
+            steps[index]()
             seconds[index].append(time.perf_counter() - begin)
         if repeat >= 2 and time.perf_counter() - start > SECONDS:
             break

@@ -14,6 +14,7 @@ PRINTED = {
     "04_write_a_fusion.py": "['HardSwish']",
     "05_decode_with_a_cache.py": "[1, 2, 3, ",
     "06_without_the_library.py": "ONNX Runtime loads it without onnxfuse",
+    "07_share_the_cache.py": "[1, 2, 3, ",
 }
 
 
@@ -34,3 +35,4 @@ def test_an_example_prints_what_it_promises(name, tmp_path):
 def test_decoding_chooses_the_tokens_of_the_original(tmp_path):
     fused, original = run("05_decode_with_a_cache.py", tmp_path).splitlines()
     assert fused == original
+    assert run("07_share_the_cache.py", tmp_path).splitlines() == [fused]

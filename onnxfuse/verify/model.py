@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxfuse import model_io
 from onnxfuse.errors import UsageError
 from onnxfuse.report import OutputCheck, Verification
+from onnxfuse.verify.cache import SharedCache
 from onnxfuse.verify.compare import TOLERANCES, Difference, coarsest_arithmetic, defined, difference
 from onnxfuse.verify.feeds import draw, grid
 from onnxfuse.verify.interface import FREE_SIZES, Interface, Point
@@ -59,12 +60,13 @@ def validate(
         raise UsageError(f"no values can be drawn for inputs without a known dtype and rank: {names}")
     same_interface(original, fused)
     points = grid(interface) if points is None else points
+    caches = SharedCache.of(original), SharedCache.of(fused)
     ways = {"as function bodies": None} | ({"with the library": library} if library is not None else {})
     ticks = _Ticks(len(points) * (1 + len(ways)), progress)
 
     reference = Session(original, provider=provider, threads=threads)
     interface = _fitted(interface, points, reference)
-    expected, notes = _reference_outputs(reference, interface, points, ticks)
+    expected, notes = _reference_outputs(reference, interface, points, caches[0], ticks)
     del reference
     if library is None:
         notes.append("the operator library was not used: only function bodies were compared")
@@ -78,7 +80,7 @@ def validate(
         for point, outputs in expected.items():
             feed = f"{point}, {way}"
             try:
-                actual = session.run(draw(interface, point))
+                actual = caches[1].run(session, draw(interface, point), point)
             except Exception as error:  # ONNX Runtime raises a dozen unrelated types
                 return Verification(
                     "model", False, notes=(*notes, f"the fused model fails on {feed}: {first_line(error)}")
@@ -105,14 +107,14 @@ class _Ticks:
 
 
 def _reference_outputs(
-    session: Session, interface: Interface, points: Sequence[Point], ticks: _Ticks
+    session: Session, interface: Interface, points: Sequence[Point], cache: SharedCache, ticks: _Ticks
 ) -> tuple[dict[Point, Arrays], list[str]]:
     """The original's outputs at every point that it accepts, and which those are."""
     expected: dict[Point, Arrays] = {}
     rejected: dict[str, list[Point]] = {}
     for point in points:
         try:
-            expected[point] = session.run(draw(interface, point))
+            expected[point] = cache.run(session, draw(interface, point), point)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             rejected.setdefault(first_line(error), []).append(point)
         ticks.advance()
