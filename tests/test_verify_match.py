@@ -117,6 +117,34 @@ def test_the_old_graph_runs_as_it_is_where_its_own_error_matters(monkeypatch, to
     assert len(opened) == sessions  # in float32 and rewritten; if these two differ by more, in float16 too
 
 
+def test_what_the_rewrite_reads_before_it_is_moved_stays_one_with_what_was_captured():
+    @fusion(stage="elementwise")
+    def shifted(x=tensor(), shift=tensor()):
+        return op.Relu(x + shift)
+
+    def read_before(new, m):
+        source = m.shift.value.producer().inputs[0]
+        moved = new.onnx.Unsqueeze(source, np.array([1]))
+        return new.onnx.Max(new.onnx.Add(m.x, moved), np.array(0, np.float32))
+
+    shifted.rewrite(read_before)
+    events, _ = outcome(
+        """
+        <ir_version: 8, opset_import: ["" : 18]>
+        agraph (float[B,1,S,8] x, float[B,S,8] t) => (float[B,1,S,8] y) <int64[1] one={1}>
+        {
+            a = Exp(x)
+            b = Tanh(t)
+            shift = Unsqueeze(b, one)
+            sum = Add(a, shift)
+            y = Relu(sum)
+        }
+        """,
+        shifted,
+    )
+    assert [type(event) for event in events] == [Fused]
+
+
 def test_a_slice_takes_the_functions_that_it_calls():
     model = ir.from_onnx_text("""
         <ir_version: 10, opset_import: ["" : 18, "own" : 1]>

@@ -26,6 +26,7 @@ from onnxfuse.verify.trial import Trial, Verdict
 
 FLOATING = ("values", "past", "embeddings")  # roles of inputs whose values are as good as any
 ACTIVATIONS = (*FLOATING, "tokens")  # roles of inputs behind which the network itself begins
+MOVEMENT = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 KEPT_SIZE = 16  # elements up to which a constant that the new nodes read keeps its content: a scale, not a weight
 
 
@@ -80,7 +81,8 @@ class MatchVerifier:
         made = {output for node in candidate.new_nodes for output in node.outputs}
         read = {value for node in candidate.new_nodes for value in reads(node)} | set(candidate.new_outputs)
         cuts = {value for value in read - made - set(candidate.constants) if self._is_drawn(value)}
-        cuts |= {value for value in candidate.inputs if not self.facts.is_constant(value) and self._is_drawn(value)}
+        captured = (value for value in candidate.inputs if not self.facts.is_constant(value) and self._is_drawn(value))
+        cuts |= {value for value in captured if not _is_moved(value, cuts)}
         for value in candidate.constants:
             tensor = self.facts.tensor(value)
             if isinstance(tensor, DerivedTensor):
@@ -127,3 +129,13 @@ class MatchVerifier:
         if kept:
             return content_text(tensor)
         return f"{self.facts.dtype(value)} {self.facts.shape(value)} {value.name if self.has_meaning(value) else ''}"
+
+
+def _is_moved(value: ir.Value, origins: set[ir.Value]) -> bool:
+    """Whether `value` is one of `origins` after some movement: where a rewrite reads it before, both are one thing."""
+    while value not in origins:
+        node = value.producer()
+        if node is None or node.domain or node.op_type not in MOVEMENT:
+            return False
+        value = node.inputs[0]
+    return True
