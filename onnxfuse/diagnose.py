@@ -29,8 +29,10 @@ from onnxfuse.pattern import (
     Input,
     Location,
     Node,
+    OpId,
     Out,
     Pattern,
+    walk,
 )
 
 LEAST_MATCHED = 2  # one operator alone resembles everything
@@ -81,6 +83,11 @@ class Alignment(NamedTuple):
         return (self.cost, -len(self.pairs), not agrees)
 
 
+def _has_head(pattern: Pattern, value: ir.Value) -> bool:
+    producer = None if value is ABSENT else value.producer()
+    return producer is not None and (producer.domain, producer.op_type) in pattern.heads
+
+
 def _tells(node: Node) -> bool:
     return any(domain or op_type not in operators.COMMONPLACE for domain, op_type in node.ops)
 
@@ -111,16 +118,30 @@ class Aligner:
             return max(self.count(alternative, value) for alternative in pattern.alternatives)
         if isinstance(pattern, Guard):
             return self.count(pattern.pattern, value)
-        producer = None if value is ABSENT else value.producer()
-        if producer is None or (producer.domain, producer.op_type) not in pattern.heads:
+        if not _has_head(pattern, value):
             return 0
-        values = operand_values(pattern.node, producer)
+        values = operand_values(pattern.node, value.producer())
         inputs = pattern.node.inputs
         counted = sum(map(self.count, inputs, values))
         if pattern.node.is_commutative:
             counted = max(counted, sum(map(self.count, inputs, reversed(values))))
         named = pattern.node.named_inputs
-        return 1 + counted + sum(self.count(part, mismatch.named_input(producer, name)) for name, part in named)
+        return 1 + counted + sum(self.count(part, mismatch.named_input(value.producer(), name)) for name, part in named)
+
+    def fits(self, pattern: Pattern, value: ir.Value) -> bool:
+        """Whether all operators are the pattern's, whatever else fails: a look that ends at the first that is not."""
+        if pattern.heads is None:
+            return True
+        if not _has_head(pattern, value):
+            return False
+        if isinstance(pattern, Either):
+            return any(self.fits(alternative, value) for alternative in pattern.alternatives)
+        if isinstance(pattern, Guard):
+            return self.fits(pattern.pattern, value)
+        values, inputs = operand_values(pattern.node, value.producer()), pattern.node.inputs
+        if all(map(self.fits, inputs, values)):
+            return True
+        return pattern.node.is_commutative and all(map(self.fits, inputs, reversed(values)))
 
     def align(self, pattern: Pattern, value: ir.Value) -> Alignment:
         """The best alignment of `pattern` with `value`."""
@@ -211,14 +232,14 @@ def near_misses(
     """
     least = max(LEAST_MATCHED, fusion.size / 2)
     close: list[tuple[Alignment, ir.Value]] = []
-    for node in nodes:
-        if (node.domain, node.op_type) in fusion.heads:
-            for value in node.outputs:
-                if aligner.count(fusion.roots[0], value) < least:
-                    continue
-                alignment = aligner.align(fusion.roots[0], value)
-                if alignment.matched >= max(least, alignment.wanted / 2) and alignment.is_characteristic:
-                    close.append((alignment, value))
+    places = _Places(nodes)
+    for node in places.of(fusion.heads):
+        for value in node.outputs:
+            if aligner.count(fusion.roots[0], value) < least:
+                continue
+            alignment = aligner.align(fusion.roots[0], value)
+            if alignment.matched >= max(least, alignment.wanted / 2) and alignment.is_characteristic:
+                close.append((alignment, value))
     close.sort(key=lambda pair: pair[0].rank())
     covered = set(explained)
     found = []
@@ -231,7 +252,7 @@ def near_misses(
             covered |= own
             report = _report(fusion, alignment.matched, alignment.wanted, value, failure, aligner.facts)
             found.append((value.producer(), report))
-    for alignment, value, failure in _severed(fusion, nodes, aligner, least):
+    for alignment, value, failure in _severed(fusion, places, aligner, least):
         own = {node for _, node in alignment.pairs}
         if not own & covered:
             covered |= own
@@ -241,22 +262,36 @@ def near_misses(
     return found
 
 
+class _Places:
+    """Nodes by their operator."""
+
+    def __init__(self, nodes: Iterable[ir.Node]) -> None:
+        self._by_operator: dict[OpId, list[tuple[int, ir.Node]]] = {}
+        for position, node in enumerate(nodes):
+            self._by_operator.setdefault((node.domain, node.op_type), []).append((position, node))
+
+    def of(self, heads: Iterable[OpId]) -> list[ir.Node]:
+        """Those of these operators, in the order given."""
+        return [node for _, node in sorted(place for head in heads for place in self._by_operator.get(head, ()))]
+
+
 def _severed(
-    fusion: Fusion, nodes: Sequence[ir.Node], aligner: Aligner, least: float
+    fusion: Fusion, places: _Places, aligner: Aligner, least: float
 ) -> Iterator[tuple[Alignment, ir.Value, Failure]]:
     """Where all that an operator of the pattern reads is there, but nothing of its kind reads it.
 
     The roots of such places are of another kind than the fusion's, where nobody looks for it: silu(gate) + up.
     """
     for user, part in _operands(fusion.roots[0]):
-        for node in nodes:
-            if part.heads is None or (node.domain, node.op_type) not in part.heads:
-                continue
+        inside = [inner.node for inner in walk(part) if isinstance(inner, Out)]
+        if part.heads is None or len(inside) < least or not any(map(_tells, inside)):
+            continue
+        for node in places.of(part.heads):
             value = node.outputs[0]
             readers = [use.node for use in value.uses()]
             if not readers or any((reader.domain, reader.op_type) in user.heads for reader in readers):
                 continue
-            if aligner.count(part, value) < least:
+            if not aligner.fits(part, value):
                 continue
             alignment = aligner.align(part, value)
             tells = any(_tells(found) for found, _ in alignment.pairs)

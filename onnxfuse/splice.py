@@ -159,7 +159,7 @@ def _path(node: ir.Node) -> list[str]:
 def splice(candidate: Candidate, model: ir.Model, order: Order, names: Names) -> None:
     """Apply a candidate: insert, reconnect, name, remove what became dead."""
     prefix = scope(candidate.removed) or scope(candidate.nodes)
-    origin = _replaced_text(candidate.removed)
+    origin = _replaced_text(candidate.removed or candidate.nodes)
     for node in candidate.new_nodes:
         node.name = names.unique(prefix + node.op_type)
         node.metadata_props["onnxfuse.fusion"] = candidate.fusion.name
