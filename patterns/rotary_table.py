@@ -29,12 +29,13 @@ def rotary_table(positions=tensor("B S"), line=tensor("S"), frequencies=constant
     """Rotary table: cos and sin of position * inv_freq, times the attention scaling."""
     spread = maybe.Expand(frequencies, ...)
     column, row = outer_factor(positions, line, 2), outer_factor(positions, line, 1)
-    angle = any_of(
-        column * frequencies,
-        op.MatMul(column, spread),
-        op.Transpose(any_of(op.MatMul(spread, row), spread * row), perm=[0, 2, 1]),
+    crosswise = any_of(op.MatMul(spread, row), spread * row)  # [B, F, S]
+    angle = any_of(column * frequencies, op.MatMul(column, spread), op.Transpose(crosswise, perm=[0, 2, 1]))
+    doubled = any_of(
+        op.Concat(angle, angle, axis=-1),
+        op.Transpose(op.Concat(crosswise, crosswise, axis=1), perm=[0, 2, 1]),  # by ONNX Runtime's optimizer
     )
-    angles = one_of("width", full=op.Concat(angle, angle, axis=-1), half=angle)
+    angles = one_of("width", full=doubled, half=angle)
     return scaled(op.Cos(angles), scale, divisor), scaled(op.Sin(angles), scale, divisor)
 
 

@@ -58,6 +58,25 @@ def _listed(node: ir.Node, site: Site) -> list[int] | None:
     return site.facts.content(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
 
 
+@simplifies("Transpose")
+def inserted_elsewhere(node: ir.Node, site: Site) -> ir.Value | None:
+    """An axis of size one that is inserted and then moved is inserted where it goes."""
+    insertion, perm = node.inputs[0].producer(), attr(node, "perm")
+    if insertion is None or insertion.domain or insertion.op_type != "Unsqueeze" or perm is None:
+        return None
+    axes = _listed(insertion, site)
+    if axes is None:
+        return None
+    added = {axis % len(perm) for axis in axes}
+    kept = [axis for axis in perm if axis not in added]
+    if kept != sorted(kept):
+        return None
+    places = [place for place, axis in enumerate(perm) if axis in added]
+    if "axes" in insertion.attributes:
+        return site.op("Unsqueeze", insertion.inputs[0], axes=places)
+    return site.op("Unsqueeze", insertion.inputs[0], site.constant(places, "axes"))
+
+
 @simplifies("Reshape", "Unsqueeze", "Squeeze")
 def only_axes_of_one(node: ir.Node, site: Site) -> ir.Value | None:
     """Steps that only insert, or only drop, axes of size one are one Unsqueeze, or one Squeeze."""

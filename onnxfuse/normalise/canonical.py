@@ -150,6 +150,15 @@ def factor_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
     return site.op(scaled.op_type, moved, site.constant(tensor.numpy().reshape(())))
 
 
+@simplifies("Transpose")
+def turn_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
+    """The cosine or sine of a table is taken after the table is transposed."""
+    turn = producer(node.inputs[0], "Cos") or producer(node.inputs[0], "Sin")
+    if not site.canonical or turn is None or len(node.inputs[0].uses()) != 1 or node.inputs[0].is_graph_output():
+        return None
+    return site.op(turn.op_type, site.op("Transpose", turn.inputs[0], perm=attr(node, "perm")))
+
+
 @simplifies("Where")
 def number_last(node: ir.Node, site: Site) -> ir.Value | None:
     """Where(c, number, x) is Where(not c, x, number); what replaces NaNs stays as exporters write it."""

@@ -36,18 +36,21 @@ def positions(w: Writer, stem: str = "position_ids") -> Value:
 def computed(w: Writer, size: int, *, full: bool, dtype: str, alone: bool = False) -> Table:
     """The table from position_ids and inv_freq [size]; `alone`: all of it is wanted."""
     frequencies = (10000.0 ** -(np.arange(size) / size)).astype(np.float32)
-    angle = _angle(w, positions(w), frequencies)
+    crosswise = w.coin(0.2)  # [B, F, S] until the end
+    angle = _angle(w, positions(w), frequencies, crosswise)
     if w.mutates("phase", "RotaryTable"):
         angle = w.add(angle, w.scalar(0.5, angle))
     early = full and w.coin()
     if early:
         second = w.neg(angle) if alone and w.mutates("negative_half", "RotaryTable") else angle
-        angle = w.concat([angle, second], -1)
+        angle = w.concat([angle, second], 1 if crosswise else -1)
     cos = w.apply("Sin" if w.mutates("two_sines", "RotaryTable") else "Cos", angle)
     if w.mutates("other_positions", "RotaryTable"):
-        angle = _angle(w, positions(w, "other_ids"), frequencies)
-        angle = w.concat([angle, angle], -1) if early else angle
+        angle = _angle(w, positions(w, "other_ids"), frequencies, crosswise)
+        angle = w.concat([angle, angle], 1 if crosswise else -1) if early else angle
     sin = w.apply("Sin", angle)
+    if crosswise:
+        cos, sin = (w.transpose(t, [0, 2, 1]) for t in (cos, sin))
     scale = w.fixed(None, None, 1.0, 1.25)
     if scale is not None:
         cos = cos if scale != 1 and w.shifts_to("scale_of_sin_only") else w.times(cos, scale)
@@ -59,10 +62,10 @@ def computed(w: Writer, size: int, *, full: bool, dtype: str, alone: bool = Fals
     return Table(w.cast(cos, dtype), w.cast(sin, dtype))
 
 
-def _angle(w: Writer, ids: Value, frequencies: np.ndarray) -> Value:
-    """position * inv_freq as [B, S, F]."""
+def _angle(w: Writer, ids: Value, frequencies: np.ndarray, crosswise: bool = False) -> Value:
+    """position * inv_freq as [B, S, F], or as [B, F, S]."""
     size = frequencies.size
-    kind = w.pick("mul", "matmul", "transposed", "transposed_mul")
+    kind = w.pick(*(() if crosswise else ("mul", "matmul")), "transposed", "transposed_mul")
     if w.shifts_to("row_of_positions"):  # the same position for all tokens
         first = w.node("Slice", ids, w.integers(0), w.integers(1), w.integers(1), shape=(w.b, 1))
         ids = w.expand(first, (w.b, w.s), source=ids)
@@ -81,7 +84,7 @@ def _angle(w: Writer, ids: Value, frequencies: np.ndarray) -> Value:
     if w.coin():
         column = w.expand(column, (w.b, size, 1), source=ids)
     product = w.matmul(column, row) if kind == "transposed" else w.mul(column, row)
-    return w.transpose(product, [0, 2, 1])
+    return product if crosswise else w.transpose(product, [0, 2, 1])
 
 
 def _number(w: Writer, ids: Value, axis: int) -> Value:
