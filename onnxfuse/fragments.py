@@ -41,10 +41,14 @@ def over_root(a: Pattern, x: Pattern) -> Pattern:
     return any_of(a / root(x), a * inverse_root(x))
 
 
+def cut(x: Pattern, size: Pattern, end: Pattern) -> list[tuple[Pattern, Pattern]]:
+    """The two ways to cut the last axis of x in two; what `size` and `end` capture tells where Slices cut."""
+    return [(op.Slice(x, 0, size, axes=-1), op.Slice(x, size, end, axes=-1)), op.Split(x, ..., axis=-1, outputs=2)]
+
+
 def halves(x: Pattern, half: Pattern, end: Pattern) -> list[tuple[Pattern, Pattern]]:
-    """The two ways to cut the last axis of x in two; what `half` and `end` capture tells where."""
-    low, high = op.Split(x, ..., axis=-1, outputs=2)
-    sliced = op.Slice(x, 0, half, axes=-1), op.Slice(x, half, end, axes=-1)
+    """The two ways to cut the last axis of x in halves; what `half` and `end` capture has to be checked."""
+    sliced, (low, high) = cut(x, half, end)
     return [sliced, (low.where(_is_half, "the parts are not halves"), high)]
 
 

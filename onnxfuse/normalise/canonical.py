@@ -98,12 +98,12 @@ def sign_inside_a_concat(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("Concat", "Slice", "Split", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Gather", "Expand")
 def cast_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
-    """What is widened and then moved is moved first and widened then."""
-    if not site.canonical or node.inputs[0] is None:
-        return None
+    """What is widened and then moved is moved first: fewer bytes. When tidying, only if no node is added."""
     count = len(node.inputs) if node.op_type == "Concat" else 1
     casts = [producer(x, "Cast") for x in node.inputs[:count]]
     if any(c is None for c in casts):
+        return None
+    if not site.canonical and (len(node.outputs) > 1 or any(len(x.uses()) > 1 for x in node.inputs[:count])):
         return None
     sources = [c.inputs[0] for c in casts]
     dtypes, to = {site.facts.dtype(x) for x in sources}, site.facts.dtype(node.inputs[0])

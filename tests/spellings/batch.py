@@ -100,5 +100,7 @@ def fused(rewritten: ir.Model, cases: Sequence[Case]) -> list[Counter]:
     found = {c.writer.prefix: Counter() for c in cases}
     for node in rewritten.graph:
         if node.domain == "onnxfuse":
-            found[node.name.partition("/")[0] + "/"][node.op_type] += 1
-    return [found[c.writer.prefix] for c in cases]
+            counts = found[node.name.partition("/")[0] + "/"]
+            counts[node.op_type] += 1
+            counts["of a part"] += "rotary_dim" in node.attributes and node.attributes["rotary_dim"].value > 0
+    return [+found[c.writer.prefix] for c in cases]

@@ -142,7 +142,8 @@ def rotary_embedding(w: Writer) -> dict[str, int]:
     if axis == 2 and w.fixed(True, False):
         turned = w.transpose(turned, [0, 2, 1, 3])
     w.output(turned)
-    return {"RotaryEmbedding": 1} | found
+    part = {"of a part": 1} if rotated < size else {}
+    return {"RotaryEmbedding": 1} | part | found
 
 
 def rotated_part(w: Writer, x: Value, size: int, axis: int, *, interleaved: bool) -> tuple[Value, dict[str, int]]:
