@@ -233,6 +233,9 @@ def near_misses(
     least = max(LEAST_MATCHED, fusion.size / 2)
     close: list[tuple[Alignment, ir.Value]] = []
     places = _Places(nodes)
+    telling = [part.node for part in walk(fusion.roots[0]) if isinstance(part, Out) and _tells(part.node)]
+    if any(map(_tells, fusion.roots[0].mandatory)) and not any(map(places.have, telling)):
+        return []  # no place can be characteristic, as in a graph that is fused already
     for node in places.of(fusion.heads):
         for value in node.outputs:
             if aligner.count(fusion.roots[0], value) < least:
@@ -270,6 +273,10 @@ class _Places:
         for position, node in enumerate(nodes):
             self._by_operator.setdefault((node.domain, node.op_type), []).append((position, node))
 
+    def have(self, wanted: Node) -> bool:
+        """Whether any node is of an operator of `wanted`."""
+        return any(operator in self._by_operator for operator in wanted.ops)
+
     def of(self, heads: Iterable[OpId]) -> list[ir.Node]:
         """Those of these operators, in the order given."""
         return [node for _, node in sorted(place for head in heads for place in self._by_operator.get(head, ()))]
@@ -285,6 +292,8 @@ def _severed(
     for user, part in _operands(fusion.roots[0]):
         inside = [inner.node for inner in walk(part) if isinstance(inner, Out)]
         if part.heads is None or len(inside) < least or not any(map(_tells, inside)):
+            continue
+        if not all(map(places.have, part.mandatory)):
             continue
         for node in places.of(part.heads):
             value = node.outputs[0]

@@ -64,6 +64,8 @@ def shape_of_input(node: ir.Node, site: Site) -> ir.Value | None:
         return site.op("Shape", same, **{k: a.value for k, a in node.attributes.items()})
     if not all(isinstance(size, int) or size in site.input_by_size for size in content):
         return None
+    if all(use.node.op_type == "Gather" and site.facts.content(use.node.outputs[0]) for use in node.outputs[0].uses()):
+        return None  # `known_sizes` replaces what picks from the shape, and nothing reads it any more
     parts = []
     for size in content:
         if isinstance(size, int):
