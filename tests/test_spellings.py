@@ -100,8 +100,10 @@ def test_no_mutation_is_fused(chosen, record_property):
     cases, before = spelled(chosen)
     pairs = changed(cases, "mutations")
     mutations = [mutation for _, mutation in pairs]
+    if not mutations:
+        pytest.skip("the one case that is wanted is none of these")
     after = batch.outputs(batch.model(mutations), mutations)
-    without_effect = [b.label for a, b in pairs if not batch.differs(a, b, before, after)]
+    without_effect = [b.label for a, b in pairs if not batch.differs(a, b, before, after, batch.EFFECT)]
     matched = [
         c for c, found in zip(mutations, batch.fused(fused(mutations), mutations), strict=True) if c.loses(found)
     ]
@@ -118,6 +120,8 @@ def test_no_mutation_is_fused(chosen, record_property):
 def test_what_shifts_is_right(chosen, record_property):
     """Another function of the same kind may be fused as what it is."""
     shifted = [shift for _, shift in changed(spelled(chosen)[0], "shifts")]
+    if not shifted:
+        pytest.skip("the one case that is wanted is none of these")
     before = batch.outputs(batch.model(shifted), shifted)
     after = batch.outputs(fused(shifted), shifted)
     wrong = [c.label for c in shifted if batch.differs(c, c, before, after)]

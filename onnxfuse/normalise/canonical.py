@@ -71,12 +71,12 @@ def fused_matmul(node: ir.Node, site: Site) -> ir.Value | None:
 
 @simplifies("Cast")
 def sign_after_cast(node: ir.Node, site: Site) -> ir.Value | None:
-    """What is negated and then widened is widened first."""
+    """What is negated and then cast is cast first: floating-point numbers round to either side of zero alike."""
     negated = producer(node.inputs[0], "Neg")
     if not site.canonical or negated is None or len(node.inputs[0].uses()) != 1 or node.inputs[0].is_graph_output():
         return None
-    to = site.facts.dtype(node.outputs[0])
-    if to not in LOSSLESS.get(site.facts.dtype(node.inputs[0]), ()):
+    source, to = site.facts.dtype(node.inputs[0]), site.facts.dtype(node.outputs[0])
+    if source is None or to is None or not (source.is_floating_point() and to.is_floating_point()):
         return None
     return site.op("Neg", site.op("Cast", negated.inputs[0], to=int(to)))
 

@@ -80,6 +80,7 @@ class Arithmetic(Draft):
     def rounded(self, a: Value) -> Value:
         """`a` with the precision of float16."""
         half = self.node("Cast", a, shape=a.shape, dtype="float16", to=DTYPES["float16"])
+        half = self.node("Identity", half, shape=a.shape)  # ONNX Runtime leaves out two Casts in a row
         return self.node("Cast", half, shape=a.shape, dtype=a.dtype, to=DTYPES[a.dtype])
 
     def sigmoid(self, a: Value) -> Value:
