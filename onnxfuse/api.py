@@ -231,7 +231,7 @@ class _Run:
             soundness.complete(model, facts)
             complaint = soundness.checker_complaint(model)
             if complaint is not None and soundness.checker_complaint(model_io.load(self.source)) is None:
-                raise AssertionError(f"the rewritten model fails onnx.checker: {complaint}")
+                raise _contradiction(model_io.load(self.source), complaint)
         notes = []
         if complaint is not None:
             notes.append(f"onnx.checker rejects the original model already: {complaint}")
@@ -311,6 +311,15 @@ def _check_opset(model: ir.Model) -> None:
             f"the model is of ai.onnx opset {opset}, expected {OLDEST_OPSET} or newer: "
             f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET})"
         )
+
+
+def _contradiction(original: ir.Model, complaint: str) -> Exception:
+    """What to say where a rewritten model fails onnx.checker: some exports state no shapes, and never run."""
+    try:
+        validate(original, original)
+    except UsageError as error:
+        return UsageError(f"the model contradicts itself: {complaint}; {error}")
+    return AssertionError(f"the rewritten model fails onnx.checker: {complaint}")
 
 
 def _library() -> Path | None:

@@ -14,7 +14,7 @@ import pytest
 from small_models import embedding_model, padded_model, written, written_outside
 
 import onnxfuse
-from onnxfuse import cli
+from onnxfuse import cli, soundness
 from onnxfuse.report import OutputCheck, Verification
 from onnxfuse.verify.bisect import guilty
 
@@ -211,6 +211,18 @@ def test_without_a_runtime_the_extra_to_install_is_named(capsys, tmp_path, model
 def test_an_output_is_needed(capsys, model):
     status, _, err = run(capsys, "rewrite", model)
     assert status == 2 and "-o OUT" in err
+
+
+def test_a_model_that_never_runs_is_called_broken_not_the_rewrite(capsys, tmp_path, monkeypatch):
+    """An export without shapes passes the checker; the shapes that the rewrite finds out bring its fault to light."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[b,8] x, int64[2] shape) => (float[u,v] y)
+        <float[7] seven = {1,2,3,4,5,6,7}> { rows = Reshape(x, shape) y = Add(rows, seven) }"""
+    path = written(onnx.parser.parse_model(text), tmp_path)
+    complaints = iter(("Add: 8 and 7", None))
+    monkeypatch.setattr(soundness, "checker_complaint", lambda model: next(complaints))
+    status, _, error = run(capsys, "rewrite", path, "-o", tmp_path / "fused.onnx")
+    assert status == 2 and names(tmp_path) == [path.name]
+    assert error.startswith("onnxfuse: the model contradicts itself: Add: 8 and 7; the original model runs on none")
 
 
 def test_an_internal_error_is_one_line_unless_debugged(capsys, tmp_path, model, monkeypatch):
