@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import onnx_ir as ir
 
 from onnxfuse import operators
+from onnxfuse.alignment import Aligner
 from onnxfuse.builder import Builder, discard
-from onnxfuse.diagnose import Aligner, near_misses
+from onnxfuse.diagnose import near_misses
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, node_text, where_text
