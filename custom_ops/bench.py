@@ -1,4 +1,4 @@
-"""Times the operators on their benchmark cases: `python -m onnxfuse.custom_ops.bench [--op RMSNorm]`.
+"""Times the operators on their benchmark cases: `python -m onnxfuse.custom_ops.bench [--op RMSNorm] [--cuda]`.
 
 Every case is run with the kernel and as its function body in standard operators, in turns. The time is the least of
 many runs of the whole session, so about 5 us of it are the runtime's. Traffic counts every input and output once;
@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxruntime
 
 import onnxfuse
+from onnxfuse.custom_ops import cuda_bench
 from onnxfuse.custom_ops.case import DTYPES, Case, single_node_model
 from onnxfuse.custom_ops.functions import attach, folders, part
 
@@ -74,6 +75,8 @@ def runner(model: ir.Model, case: Case, options: onnxruntime.SessionOptions, ops
 
 def traffic(case: Case, results: tuple[np.ndarray, ...]) -> int:
     """Bytes of all inputs and outputs."""
+    if case.traffic:
+        return case.traffic
     inputs = sum(array.nbytes for array in case.arrays().values() if array is not None)
     outputs = zip(results, case.outputs.values(), strict=True)
     return inputs + sum(result.size * DTYPES[dtype].itemsize for result, dtype in outputs)
@@ -82,7 +85,7 @@ def traffic(case: Case, results: tuple[np.ndarray, ...]) -> int:
 def report(operator: str, threads: int) -> None:
     print(f"\n{operator:52} kernel us        rate    body us   ratio")
     for case in part(operator, "cases").cases():
-        if not case.benchmark:
+        if not case.benchmark or case.device == "cuda":
             continue
         results = part(operator, "reference").reference(**case.arrays(), **case.attributes)[: len(case.outputs)]
         runs = []
@@ -104,10 +107,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", choices=sorted(folders()), help="only this operator")
     parser.add_argument("--threads", type=int, default=2, help="threads of a session (default: %(default)s)")
+    parser.add_argument("--cuda", action="store_true", help="the CUDA kernels")
     arguments = parser.parse_args()
+    operators = [arguments.op] if arguments.op else sorted(folders())
+    if arguments.cuda:
+        cuda_bench.report(operators)
+        return
     bandwidth = memory_bandwidth(arguments.threads)
     print(f"memory: {bandwidth / 1e9:.1f} GB/s (a copy, read and written, {arguments.threads} threads)")
-    for operator in [arguments.op] if arguments.op else sorted(folders()):
+    for operator in operators:
         report(operator, arguments.threads)
 
 

@@ -46,7 +46,9 @@ class Case:
     dtype of every output by name. A result may differ from the reference by `absolute + relative * |reference|`; the
     function body, run with the runtime's own and perhaps less exact operators, by `body_absolute` more; a CUDA kernel,
     whose tensor cores take the intermediate results in the dtype of the inputs, by `cuda_absolute` more.
-    Set `benchmark` on the shapes worth timing; `flops` says what arithmetic they take, 0 where memory traffic decides.
+    Set `benchmark` on the shapes worth timing, and `device`, "cpu" or "cuda", on those that only one is for; `flops`
+    says what arithmetic they take, 0 where memory traffic decides: that of all inputs and outputs, unless `traffic`
+    says how many bytes.
     """
 
     name: str
@@ -58,7 +60,9 @@ class Case:
     body_absolute: float = 0.0
     cuda_absolute: float = 0.0
     benchmark: bool = False
+    device: str | None = None
     flops: float = 0.0
+    traffic: int = 0
 
     def __str__(self) -> str:
         return self.name

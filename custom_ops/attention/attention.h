@@ -21,7 +21,9 @@
 //
 // A query that sees no key gives zeros. A bias is a number like any other, however large; -infinity hides a key.
 // Numerics: scores, softmax and sums in float32, one rounding to T. Weights below e^-87 of the largest count as 0.
-// Errors: shapes that do not fit together, a mask that is longer than the buffers or shorter than the new keys.
+// Errors: shapes that do not fit together, a mask that is longer than the buffers or shorter than the new keys; on
+// CUDA, where the mask of a shared cache stays on the device, such a mask makes y NaN and leaves present as it is.
+// The tensor cores of CUDA take the weights of the softmax rounded to T.
 // Sources: Vaswani et al. 2017 (arXiv:1706.03762), Ainslie et al. 2023 (arXiv:2305.13245) for grouped queries,
 // Dao et al. 2022 (arXiv:2205.14135) for the online softmax in blocks.
 #pragma once

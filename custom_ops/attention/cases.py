@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxfuse.custom_ops.case import EPSILON, Case, Random
+from onnxfuse.custom_ops.case import DTYPES, EPSILON, Case, Random
 
 MASK = ("all", "left", "right", "holes", "blind")
 
@@ -42,9 +42,14 @@ def case(
     present: bool = True,
     causal: int = 1,
     benchmark: bool = False,
+    device: str | None = None,
+    length: int | None = None,
     **attributes: float,
 ) -> Case:
-    """One case with `new` keys, as many queries unless given, and `past` keys before them."""
+    """One case with `new` keys, as many queries unless given, and `past` keys before them.
+
+    `length` says how many keys there are where `past` is a larger buffer.
+    """
     n, kv = heads
     queries = new if queries is None else queries
     value_size = size if value_size is None else value_size
@@ -75,7 +80,9 @@ def case(
         *([] if bias is None else [f"bias{'x'.join(map(str, bias.shape))}_{bias.dtype}"]),
         *([] if present else ["y_only"]),
     ]
-    keys = (past or 0) + new
+    keys = (past or 0) + new if length is None else length
+    # Keys and values once, and once more where the past is copied; queries and results.
+    moved = batch * (size + value_size) * (kv * (keys if length else 2 * keys) + n * queries) * DTYPES[dtype].itemsize
     return Case(
         name="_".join(details),
         inputs=inputs,
@@ -85,7 +92,11 @@ def case(
         # A score is a sum of D products, whose rounding errors add up like sqrt(D); an error of a score is a relative
         # error of its weight. Scores and values of these inputs stay below 8 or so.
         absolute=8 * EPSILON["float32"] * (size**0.5 + 2),
+        # The weights are then rounded to T, by up to half a unit relatively; values of these inputs stay below 5.
+        cuda_absolute=0 if dtype == "float32" else 5 * EPSILON[dtype] / 2,
         benchmark=benchmark,
+        device=device,
+        traffic=moved,
         flops=2.0 * batch * n * queries * (size + value_size) * (keys - (queries - 1) / 2 if causal else keys),
     )
 
@@ -95,7 +106,7 @@ def shared(*, batch: int, length: int, room: int, new: int, mask: str = "all", *
     shown = np.zeros((batch, room), np.int64)
     shown[:, :length] = padding(mask, batch, length)
     shown[-1, length - 1] = 1  # the mask tells the length
-    return case(batch=batch, new=new, past=room, mask=shown, shared_cache=1, **more)
+    return case(batch=batch, new=new, past=room, mask=shown, shared_cache=1, length=length, **more)
 
 
 def cases() -> Iterator[Case]:
@@ -158,7 +169,14 @@ def cases() -> Iterator[Case]:
 
     for heads, size in (((32, 32), 128), ((32, 4), 64)):
         for new, past in ((1, 1024), (1, 4000), (128, 0), (512, 0)):
-            yield case(new=new, past=past, heads=heads, size=size, benchmark=True)
+            yield case(new=new, past=past, heads=heads, size=size, benchmark=True, device="cpu")
+    for heads, size, dtype in (((32, 32), 128, "float16"), ((32, 4), 64, "bfloat16"), ((32, 8), 128, "bfloat16")):
+        gpu = {"heads": heads, "size": size, "dtype": dtype, "benchmark": True, "device": "cuda"}
+        for batch, past in ((1, 1024), (1, 4000), (8, 1024)):
+            yield shared(batch=batch, length=past + 1, room=4096, new=1, **gpu)
+            yield case(batch=batch, new=1, past=past, **gpu)
+        for prompt in (512, 2048):
+            yield case(new=prompt, **gpu)
 
 
 def refused() -> Iterator[tuple[Case, str]]:

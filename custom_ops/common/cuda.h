@@ -15,7 +15,7 @@ inline void check(cudaError_t error, const char* what) {
   require(error == cudaSuccess, "CUDA: ", what, ": ", cudaGetErrorString(error));
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline unsigned blocks(int64_t count) {
   constexpr int64_t kMost = 0x7fffffff;
@@ -55,6 +55,8 @@ class Stream {
     config.stream = stream_;
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
   }
+
+  cudaStream_t get() const { return stream_; }
 
   void copy(void* to, const void* from, size_t bytes) const {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "a copy on the device");

@@ -21,7 +21,11 @@ ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 241, 481]
 # H, I, O: odd and tiny; around a panel (32) and a slice of the depth (128); several slices.
 PLAIN_WIDTHS = [(1, 1, 1), (7, 5, 3), (31, 33, 65), (129, 127, 34), (300, 257, 95)]
 PACKED_WIDTHS = [(1, 32, 32), (7, 64, 96), (128, 32, 64), (129, 160, 32), (300, 320, 96)]
+# Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
+VECTOR_WIDTHS = (264, 352, 160)
+VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260]
 LLAMA_1B = (2048, 5632, 2048)
+LLAMA_7B = (4096, 11008, 4096)
 
 
 def case(
@@ -34,6 +38,7 @@ def case(
     *,
     scale: float = 1.0,
     benchmark: bool = False,
+    device: str | None = None,
 ) -> Case:
     """One case. Weights are scaled so that every product is of the order of x."""
     h, i, o = widths
@@ -65,7 +70,11 @@ def case(
         attributes={"activation": activation},
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
         absolute=8 * roundings * tails * EPSILON["float32"] / 2 * max(scale, scale**2),
+        # Gate, up and their product are then rounded to T: errors of up to half a unit and of either sign in a sum of
+        # I terms make half a unit of the result on average; 5 covers the largest of some 10^5.
+        cuda_absolute=0 if dtype == "float32" else 5 * tails * EPSILON[dtype] / 2 * max(scale, scale**2),
         benchmark=benchmark,
+        device=device,
         flops=2.0 * math.prod(rows) * (2 * h * i + i * o),
     )
 
@@ -78,12 +87,17 @@ def cases() -> Iterator[Case]:
             yield case((rows,), packed_widths if packed else plain_widths, dtype, packed=packed)
         for activation in ACTIVATIONS:
             yield case((5, 1, 3), (64, 96, 32), dtype, activation, WEIGHTS, BIASES[1], scale=30.0)
+        for rows, packed, biases in zip(VECTOR_ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
+            yield case((rows,), VECTOR_WIDTHS, dtype, packed=packed, biases=biases)
+            yield case((rows,), VECTOR_WIDTHS, dtype, activation="gelu_tanh", biases=biases)
     for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
         yield case((2, 3), (40, 64, 32), "float32", activation, packed, biases)
     for rows in (1, 4, 16, 128, 512):
-        yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True)
+        yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True, device="cpu")
     for dtype, rows in itertools.product(("bfloat16", "float16"), (1, 16, 128)):
-        yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True)
+        yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True, device="cpu")
+    for rows, packed in itertools.product((1, 4, 8, 16, 512, 2048), PACKED[:2]):
+        yield case((1, rows), LLAMA_7B, "float16", packed=packed, benchmark=True, device="cuda")
 
 
 def refused() -> Iterator[tuple[Case, str]]:

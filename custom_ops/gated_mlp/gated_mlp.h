@@ -13,6 +13,7 @@
 // Source: Shazeer 2020, arXiv:2002.05202; the feed-forward block of Llama (silu) and Gemma (gelu_tanh).
 // Numerics: everything between x and y in float32, one rounding to T at the end; the graph it replaces rounds to T
 // after each operator.
+// On CUDA, for more than 8 rows of 16-bit numbers, both projections and their product are rounded to T as well.
 // Errors: dimensions that do not fit together, a weight in neither layout, an unknown activation.
 #pragma once
 

@@ -11,6 +11,7 @@ namespace onnxfuse::cuda {
 
 inline constexpr int kKept = 4;
 inline constexpr unsigned kNormThreads = 1024;
+inline constexpr int64_t kManyRows = 512;
 
 // kSkip: x + skip is rounded to T, written to total, and normalised in place of x.
 template <typename T, typename W, int kLanes, bool kSkip>
@@ -75,7 +76,9 @@ void rms_norm_rows(const Stream& stream, const T* x, const T* skip, const W* wei
   const bool vectors = d % kLanes<T> == 0 && is_aligned(x) && is_aligned(weight) && is_aligned(y) && is_aligned(skip) &&
                        is_aligned(total);
   const int64_t lanes = vectors ? kLanes<T> : 1;
-  const int64_t threads = std::min<int64_t>(kNormThreads, kWarp * divide_up(d, lanes * kWarp));
+  // Many rows keep the device busy with few threads each, which have more to load at once.
+  const int64_t each = rows >= kManyRows ? kKept : 1;
+  const int64_t threads = std::min<int64_t>(kNormThreads, kWarp * divide_up(d, each * lanes * kWarp));
   const auto kernel =
       vectors ? rms_norm_cuda_block_per_row<T, W, kLanes<T>, kSkip> : rms_norm_cuda_block_per_row<T, W, 1, kSkip>;
   stream.launch("RMSNorm", kernel, blocks(rows), static_cast<unsigned>(threads), 0, x, skip, weight, y, total, d,

@@ -1,0 +1,191 @@
+#include "attention/any_rows.cuh"
+#include "attention/attention.h"
+#include "attention/few_rows.cuh"
+#include "attention/many_rows.cuh"
+#include "attention/node.h"
+#include "attention/parts.cuh"
+
+namespace onnxfuse {
+namespace {
+
+using attention::Cache;
+using attention::Problem;
+using attention::cuda::Arguments;
+using cuda::blocks;
+using cuda::divide_up;
+using cuda::is_aligned;
+
+// Rows of a key-value head up to which reading the cache is what takes the time.
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kKeysOfPart = 64;  // at least, for a part to be worth its share of the adding up
+constexpr int64_t kBlocksOfMultiprocessor = 4;
+
+template <typename T>
+class Attention : public AttentionNode<T> {
+ public:
+  explicit Attention(const NodeInfo& node) : AttentionNode<T>(node), memory_(node) {}
+
+  void compute(const Context& context) const {
+    Arguments<T> a{};
+    Problem<T>& p = a.problem;
+    p = this->problem_of(context);
+    const int64_t buffer = this->set_past(context, &p);
+    const AnyTensor mask = this->mask_of(context, p.batch);
+    if (mask.present) a.mask = {mask.data, bytes_of(mask.dtype), mask.shape[1]};
+    const AnyTensor bias = context.input(attention::kBias);
+    if (this->shared_) {
+      // How many keys there are is in the mask, on the device: the kernels look there, and check the bias.
+      a.room = buffer;
+      a.bias_keys = bias.present && bias.shape.rank() > 0 ? bias.shape[-1] : 0;
+      this->set_bias(context, a.bias_keys, &p);
+    } else {
+      p.past = buffer;
+      this->check_mask_length(mask, p);
+      this->set_bias(context, p.keys(), &p);
+    }
+    this->set_y(context, &p);
+    const int64_t present = this->shared_ ? buffer : p.keys();
+    this->set_present(context, attention::kPresentKey, present, p, &p.key);
+    this->set_present(context, attention::kPresentValue, present, p, &p.value);
+    if (p.batch == 0) return;
+
+    constexpr int64_t kMost = 0x7fffffff;
+    require(p.rows() < kMost && present < kMost && p.fresh + buffer < kMost && p.heads * p.key.size < kMost &&
+                p.heads * p.value.size < kMost,
+            "the tensors are larger than the CUDA kernel can count");
+
+    const cuda::Stream stream(context);
+    const cuda::DeviceScratch past(context, memory_, this->shared_ ? sizeof(int) : 0);
+    if (this->shared_) {
+      fill(stream, buffer, p, &p.key);
+      fill(stream, buffer, p, &p.value);
+      a.past = past.at<int>(0);
+      stream.launch("Attention's length", attention::cuda::attention_cuda_past<T>, 1, attention::cuda::kPastThreads, 0,
+                    a, past.at<int>(0));
+    } else {
+      a.moves_key = p.key.moves();
+      a.moves_value = p.value.moves();
+    }
+    const bool attends = p.queries > 0 && p.value.size > 0;
+    a.copies = attends && has_vectors(p) && p.rows() <= kFewRows;
+    if (!a.copies) copy(stream, a);
+    if (attends) attend(context, stream, &a);
+  }
+
+ private:
+  static int bytes_of(DType dtype) { return dtype == DType::kInt64 ? 8 : dtype == DType::kInt32 ? 4 : 1; }
+
+  // If the caller did not bind one memory to past and present, brings over the whole buffer, to go on as if he had.
+  static void fill(const cuda::Stream& stream, int64_t buffer, const Problem<T>& p, Cache<T>* cache) {
+    const int64_t count = p.batch * p.kv_heads * buffer * cache->size;
+    if (!cache->moves() || count == 0) return;
+    stream.copy(cache->present.data, cache->past.data, static_cast<size_t>(count) * sizeof(T));
+    cache->past.data = cache->present.data;
+  }
+
+  // Writes present.
+  static void copy(const cuda::Stream& stream, const Arguments<T>& a) {
+    const Problem<T>& p = a.problem;
+    if (p.key.present.data == nullptr && p.value.present.data == nullptr) return;
+    const int64_t rows = a.moves_key || a.moves_value ? p.keys() : p.fresh;
+    const bool vectors = has_vectors(p.key) && has_vectors(p.value);
+    const int64_t units = rows * std::max(p.key.size, p.value.size) / (vectors ? cuda::kLanes<T> : 1);
+    const dim3 grid(blocks(divide_up(units, attention::cuda::kCopyThreads)), plane(p.batch * p.kv_heads), 2);
+    const auto kernel =
+        vectors ? attention::cuda::attention_cuda_copy<T, uint4> : attention::cuda::attention_cuda_copy<T, T>;
+    stream.launch("Attention's cache", kernel, grid, attention::cuda::kCopyThreads, 0, a);
+  }
+
+  // A size of the second or third dimension of a grid.
+  static unsigned plane(int64_t size) {
+    require(size <= 0xffff, "batch times kv_num_heads is ", size, ", expected at most 65535 on CUDA");
+    return static_cast<unsigned>(size);
+  }
+
+  // Whether rows can be moved in vectors of 16 bytes.
+  static bool has_vectors(const Cache<T>& cache) {
+    return cache.size % cuda::kLanes<T> == 0 && is_aligned(cache.past.data) && is_aligned(cache.fresh.data) &&
+           is_aligned(cache.present.data);
+  }
+
+  // Whether they are besides no longer than a warp's vectors.
+  static bool has_vectors(const Problem<T>& p) {
+    const int64_t most = cuda::kWarp * cuda::kLanes<T>;
+    return has_vectors(p.key) && has_vectors(p.value) && p.key.size <= most && p.value.size <= most &&
+           is_aligned(p.q.data) && is_aligned(p.y.data);
+  }
+
+  void attend(const Context& context, const cuda::Stream& stream, Arguments<T>* a) const {
+    namespace kernels = attention::cuda;
+    const Problem<T>& p = a->problem;
+    const int64_t rows = p.rows();
+    if (has_vectors(p) && rows <= kFewRows) {
+      const int lanes = kernels::few_rows_lanes<T>(std::max(p.key.size, p.value.size));
+      const auto launch = [&](auto kernel, int64_t rows_of_block, int64_t bytes) {
+        attend_in_parts(context, stream, a, rows_of_block, [&](dim3 grid) {
+          stream.launch("Attention", kernel, grid, kernels::kFewThreads, static_cast<size_t>(bytes), *a, lanes);
+        });
+      };
+      if (rows == 1) {
+        launch(kernels::attention_cuda_few_rows<T, 1>, 1, kernels::few_rows_bytes<T, 1>(lanes));
+      } else if (rows <= 4) {
+        launch(kernels::attention_cuda_few_rows<T, 4>, 4, kernels::few_rows_bytes<T, 4>(lanes));
+      } else {
+        launch(kernels::attention_cuda_few_rows<T, 8>, 8, kernels::few_rows_bytes<T, 8>(lanes));
+      }
+      return;
+    }
+    if constexpr (sizeof(T) == 2) {
+      if (has_vectors(p)) return attend_with_tensor_cores(stream, *a);
+    }
+    const auto kernel = kernels::attention_cuda_any_rows<T>;
+    attend_in_parts(context, stream, a, kernels::kAnyRows, [&](dim3 grid) {
+      const int64_t bytes = kernels::any_rows_bytes(p.key.size, p.value.size);
+      stream.launch("Attention", kernel, grid, kernels::kAnyThreads, static_cast<size_t>(bytes), *a);
+    });
+  }
+
+  static void attend_with_tensor_cores(const cuda::Stream& stream, const Arguments<T>& a) {
+    namespace kernels = attention::cuda;
+    const Problem<T>& p = a.problem;
+    const int64_t size = std::max(p.key.size, p.value.size);
+    const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows)), plane(p.kv_heads), plane(p.batch));
+    const auto launch = [&](auto kernel, int64_t bytes) {
+      stream.launch("Attention", kernel, grid, kernels::kManyThreads, static_cast<size_t>(bytes), a);
+    };
+    if (size <= 64) {
+      launch(kernels::attention_cuda_many_rows<T, 64>, kernels::many_rows_bytes<T, 64>());
+    } else if (size <= 128) {
+      launch(kernels::attention_cuda_many_rows<T, 128>, kernels::many_rows_bytes<T, 128>());
+    } else {
+      launch(kernels::attention_cuda_many_rows<T, 256>, kernels::many_rows_bytes<T, 256>());
+    }
+  }
+
+  // Cuts the keys into as many parts as keep the device busy, calls launch(grid), and adds up the parts.
+  template <class Launch>
+  void attend_in_parts(const Context& context, const cuda::Stream& stream, Arguments<T>* a, int64_t rows_of_block,
+                       const Launch& launch) const {
+    const Problem<T>& p = a->problem;
+    const int64_t heads = p.batch * p.kv_heads, without_parts = heads * divide_up(p.rows(), rows_of_block);
+    const int64_t keys = a->room > 0 ? std::min(a->room, a->mask.length) : p.keys();
+    const int64_t wanted =
+        kBlocksOfMultiprocessor * cuda::device_attribute(cudaDevAttrMultiProcessorCount) / without_parts;
+    const int64_t count = std::max<int64_t>(1, std::min(wanted, keys / kKeysOfPart));
+    a->parts = {static_cast<int>(count), nullptr, 2 + p.value.size};
+    const int64_t floats = count > 1 ? heads * p.rows() * count * a->parts.floats : 0;
+    const cuda::DeviceScratch scratch(context, memory_, floats * static_cast<int64_t>(sizeof(float)));
+    a->parts.data = scratch.at<float>(0);
+    launch(dim3(blocks(without_parts), static_cast<unsigned>(count)));
+    if (count == 1) return;
+    stream.launch("Attention's parts", attention::cuda::attention_cuda_combine<T>, blocks(heads * p.rows()),
+                  attention::cuda::kCombineThreads, sizeof(float) * static_cast<size_t>(count), *a);
+  }
+
+  cuda::DeviceMemory memory_;
+};
+
+const Register<Attention<float>, Attention<Half>, Attention<BFloat16>> registered("Attention", kCudaProvider);
+
+}  // namespace
+}  // namespace onnxfuse

@@ -1,0 +1,81 @@
+// What goes with the products: the length of the cache, adding up the parts of a row, and writing the cache.
+#pragma once
+
+#include "attention/arguments.cuh"
+
+namespace onnxfuse::attention::cuda {
+
+inline constexpr unsigned kCombineThreads = 128, kCopyThreads = 256, kPastThreads = 1024;
+
+// A block owns a row of y. Reads 4 (2 + Dv) bytes a part; the factors of the parts are in shared memory.
+template <typename T>
+__global__ void __launch_bounds__(kCombineThreads) attention_cuda_combine(Arguments<T> a) {
+  extern __shared__ float factors[];
+  const Problem<T>& p = a.problem;
+  const int64_t group = p.heads / p.kv_heads, rows = p.queries * group;
+  const int64_t row = blockIdx.x % rows, head = blockIdx.x / rows % p.kv_heads, b = blockIdx.x / rows / p.kv_heads;
+  const int count = a.parts.count, lane = threadIdx.x % kWarp;
+  float top = -INFINITY, total = 0;  // every warp finds them, to wait for no other
+  for (int part = lane; part < count; part += kWarp) top = fmaxf(top, a.parts.of(blockIdx.x, part)[0]);
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, step));
+  for (int part = lane; part < count; part += kWarp) {
+    const float* from = a.parts.of(blockIdx.x, part);
+    const float factor = decay(from[0], top);
+    total += from[1] * factor;
+    if (threadIdx.x < kWarp) factors[part] = factor;
+  }
+  total = onnxfuse::cuda::warp_sum(total);
+  __syncthreads();
+  T* out = row_of(p.y, b, head * group + row % group, row / group);
+  for (int64_t c = threadIdx.x; c < p.value.size; c += kCombineThreads) {
+    float sum = 0;
+#pragma unroll 8
+    for (int part = 0; part < count; ++part) sum += a.parts.of(blockIdx.x, part)[2 + c] * factors[part];
+    out[c] = narrow<T>(total == 0 ? 0.0f : sum / total);
+  }
+}
+
+// Writes present: all rows, or only the new ones where the past is there already. blockIdx.z: keys or values. Unit:
+// what a thread moves at once.
+template <typename T, typename Unit>
+__global__ void __launch_bounds__(kCopyThreads) attention_cuda_copy(Arguments<T> a) {
+  const Problem<T>& p = a.problem;
+  const bool values = blockIdx.z == 1;
+  const Cache<T>& cache = values ? p.value : p.key;
+  const int past = past_of(a);
+  if (past < 0 || cache.present.data == nullptr) return;
+  constexpr int kUnit = sizeof(Unit) / sizeof(T);
+  const int units = static_cast<int>(cache.size) / kUnit, first = (values ? a.moves_value : a.moves_key) ? 0 : past;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
+  if (i >= (past + p.fresh - first) * units) return;
+  const int row = first + static_cast<int>(i / units), at = static_cast<int>(i % units) * kUnit;
+  const int64_t head = blockIdx.y % p.kv_heads, b = blockIdx.y / p.kv_heads;
+  const T* from = HeadRows<T>(cache, past, b, head).at(row) + at;
+  *reinterpret_cast<Unit*>(row_of(cache.present, b, head, row) + at) = *reinterpret_cast<const Unit*>(from);
+}
+
+// Finds P of a shared cache: the last key that the mask shows in any batch is the last of the new ones. One block.
+template <typename T>
+__global__ void __launch_bounds__(kPastThreads) attention_cuda_past(Arguments<T> a, int* past) {
+  __shared__ int last;
+  if (threadIdx.x == 0) last = -1;
+  __syncthreads();
+  int found = -1;
+  const int length = static_cast<int>(a.mask.length);
+  for (int64_t b = 0; b < a.problem.batch; ++b) {
+#pragma unroll 4
+    for (int j = threadIdx.x; j < length; j += kPastThreads) {
+      if (a.mask.shows(b, j)) found = max(found, j);
+    }
+  }
+  found = __reduce_max_sync(0xffffffff, found);
+  if (threadIdx.x % kWarp == 0) atomicMax(&last, found);
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  const int64_t keys = last + 1;
+  const bool fits = keys >= a.problem.fresh && keys <= a.room && (a.bias_keys == 0 || a.bias_keys == keys);
+  *past = fits ? static_cast<int>(keys - a.problem.fresh) : -1;
+}
+
+}  // namespace onnxfuse::attention::cuda

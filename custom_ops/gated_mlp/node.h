@@ -1,0 +1,83 @@
+// What a node of GatedMLP says, checked: common to the kernels of all devices.
+#pragma once
+
+#include <string>
+
+#include "common/gemm.h"
+#include "common/registry.h"
+#include "gated_mlp/gated_mlp.h"
+
+namespace onnxfuse {
+
+inline Activation activation_named(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  fail("activation is '", name, "', expected silu, gelu or gelu_tanh");
+}
+
+template <typename T>
+class GatedMLPNode {
+ public:
+  static constexpr Port kInputs[] = {required<T>("x"),           required<T>("gate_weight"), required<T>("up_weight"),
+                                     required<T>("down_weight"), optional<T>("gate_bias"),   optional<T>("up_bias"),
+                                     optional<T>("down_bias")};
+  static constexpr Port kOutputs[] = {required<T>("y")};
+
+  static void infer(const ShapeInference& shapes) {
+    auto y = shapes.input(0);
+    const auto down = shapes.input(3);
+    if (!y || !down) return;
+    Dim columns = down->dims.back();
+    if (down->dims.size() == 3) {
+      columns = down->dims.front();
+      columns = columns.known() ? Dim{columns.size * kPanel, ""} : Dim::unknown();
+    }
+    y->dims.back() = columns;
+    shapes.output(0, y->dtype, y->dims);
+  }
+
+  explicit GatedMLPNode(const NodeInfo& node) : activation_(activation_named(node.text("activation"))) {}
+
+ protected:
+  struct Arguments {
+    const T* x;
+    int64_t rows, width;  // M, H
+    Weight gate, up, down;
+    const T *gate_bias, *up_bias, *down_bias;  // null if the node lacks them
+    T* y;
+  };
+
+  Arguments arguments(const Context& context) const {
+    const auto x = context.input<T>(0);
+    require(x.shape.rank() >= 1, "x is a scalar, expected at least one dimension");
+    Arguments a{};
+    a.x = x.data;
+    a.width = x.shape[-1];
+    a.rows = x.shape.count(0, x.shape.rank() - 1);
+    a.gate = weight_of(context.input(1), "gate_weight", a.width);
+    a.up = weight_of(context.input(2), "up_weight", a.width);
+    require(a.up.columns == a.gate.columns, "up_weight has ", a.up.columns, " columns, gate_weight has ",
+            a.gate.columns, ": expected equal numbers");
+    a.down = weight_of(context.input(3), "down_weight", a.gate.columns);
+    a.gate_bias = bias_of(context, 4, a.gate.columns);
+    a.up_bias = bias_of(context, 5, a.gate.columns);
+    a.down_bias = bias_of(context, 6, a.down.columns);
+    Shape shape = x.shape;
+    shape[-1] = a.down.columns;
+    a.y = context.output<T>(0, shape).data;
+    return a;
+  }
+
+  Activation activation_;
+
+ private:
+  static const T* bias_of(const Context& context, size_t index, int64_t columns) {
+    const auto bias = context.input<T>(index);
+    if (!bias.present) return nullptr;
+    require(bias.shape == Shape{columns}, kInputs[index].name, " is ", bias.shape, ", expected [", columns, "]");
+    return bias.data;
+  }
+};
+
+}  // namespace onnxfuse
