@@ -20,12 +20,18 @@ struct Mask {
   int64_t length;
 
   // Whether there is no mask, or it shows key j of batch b.
-  __device__ bool shows(int64_t b, int64_t j) const {
+  __device__ bool shows(int64_t b, int j) const { return of_batch(b).shows_first(j); }
+
+  // The mask of batch b, as that of the first one.
+  __device__ Mask of_batch(int64_t b) const {
+    return {static_cast<const char*>(data) + b * length * bytes, bytes, length};
+  }
+
+  __device__ bool shows_first(int j) const {
     if (bytes == 0) return true;
-    const int64_t i = b * length + j;
-    if (bytes == 8) return static_cast<const int64_t*>(data)[i] != 0;
-    if (bytes == 4) return static_cast<const int32_t*>(data)[i] != 0;
-    return static_cast<const uint8_t*>(data)[i] != 0;
+    if (bytes == 8) return static_cast<const int64_t*>(data)[j] != 0;
+    if (bytes == 4) return static_cast<const int32_t*>(data)[j] != 0;
+    return static_cast<const uint8_t*>(data)[j] != 0;
   }
 };
 
@@ -96,9 +102,10 @@ struct Query {
 
   // The score of key j, -infinity if the query does not see it.
   __device__ float score(const Arguments<T>& a, float product, int j, bool shown) const {
-    if (!shown || j <= low || j > high) return -INFINITY;
     const Problem<T>& p = a.problem;
-    float x = product * p.scale;
+    float x = shown && j > low && j <= high ? product * p.scale : -INFINITY;
+    if (p.softcap <= 0 && p.bias.single == nullptr && p.bias.narrow == nullptr) return x;
+    if (x == -INFINITY) return x;
     if (p.softcap > 0) x = p.softcap * tanhf(x / p.softcap);
     if (p.bias.single != nullptr) return x + p.bias.single[bias + j];
     if (p.bias.narrow != nullptr) return x + widen(p.bias.narrow[bias + j]);

@@ -150,15 +150,17 @@ class Attention : public AttentionNode<T> {
     const Problem<T>& p = a.problem;
     const int64_t size = std::max(p.key.size, p.value.size);
     const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows)), plane(p.kv_heads), plane(p.batch));
-    const auto launch = [&](auto kernel, int64_t bytes) {
-      stream.launch("Attention", kernel, grid, kernels::kManyThreads, static_cast<size_t>(bytes), a);
+    const auto launch = [&](auto most) {
+      constexpr int kSize = decltype(most)::value;
+      stream.launch("Attention", kernels::attention_cuda_many_rows<T, kSize>, grid, kernels::kManyThreads,
+                    static_cast<size_t>(kernels::many_rows_bytes<T, kSize>()), a);
     };
     if (size <= 64) {
-      launch(kernels::attention_cuda_many_rows<T, 64>, kernels::many_rows_bytes<T, 64>());
+      launch(std::integral_constant<int, 64>{});
     } else if (size <= 128) {
-      launch(kernels::attention_cuda_many_rows<T, 128>, kernels::many_rows_bytes<T, 128>());
+      launch(std::integral_constant<int, 128>{});
     } else {
-      launch(kernels::attention_cuda_many_rows<T, 256>, kernels::many_rows_bytes<T, 256>());
+      launch(std::integral_constant<int, 256>{});
     }
   }
 
@@ -171,7 +173,8 @@ class Attention : public AttentionNode<T> {
     const int64_t keys = a->room > 0 ? std::min(a->room, a->mask.length) : p.keys();
     const int64_t wanted =
         kBlocksOfMultiprocessor * cuda::device_attribute(cudaDevAttrMultiProcessorCount) / without_parts;
-    const int64_t count = std::max<int64_t>(1, std::min(wanted, keys / kKeysOfPart));
+    const int64_t count =
+        std::max<int64_t>(1, std::min({wanted, keys / kKeysOfPart, int64_t{attention::cuda::kMostParts}}));
     a->parts = {static_cast<int>(count), nullptr, 2 + p.value.size};
     const int64_t floats = count > 1 ? heads * p.rows() * count * a->parts.floats : 0;
     const cuda::DeviceScratch scratch(context, memory_, floats * static_cast<int64_t>(sizeof(float)));
@@ -179,7 +182,7 @@ class Attention : public AttentionNode<T> {
     launch(dim3(blocks(without_parts), static_cast<unsigned>(count)));
     if (count == 1) return;
     stream.launch("Attention's parts", attention::cuda::attention_cuda_combine<T>, blocks(heads * p.rows()),
-                  attention::cuda::kCombineThreads, sizeof(float) * static_cast<size_t>(count), *a);
+                  attention::cuda::kCombineThreads, 0, *a);
   }
 
   cuda::DeviceMemory memory_;

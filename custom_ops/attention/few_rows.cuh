@@ -62,13 +62,18 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
   const int feature = lane % lanes * kN;  // the lane's first
   const int groups = kWarp / lanes, owner = warp * groups + lane / lanes, step = kFewWarps * groups;
   const int past = past_of(a), keys = past + static_cast<int>(p.fresh), offset = keys - static_cast<int>(p.queries);
-  const int each = (keys + a.parts.count - 1) / a.parts.count, begin = part * each, end = min(begin + each, keys);
+  // Parts are whole rounds of the loop, so with few keys the last parts may be empty.
+  const int round = step * kDeep, rounds = (keys + round - 1) / round;
+  const int each = (rounds + a.parts.count - 1) / a.parts.count * round, begin = part * each;
+  const int end = min(begin + each, keys);
   const bool has_key = feature < p.key.size, has_value = feature < p.value.size;
   const HeadRows<T> all_keys(p.key, past, b, head), all_values(p.value, past, b, head);
   const bool copies = a.copies && first == 0;
-  const bool writes_key = copies && has_key && p.key.present.data != nullptr;
-  const bool writes_value = copies && has_value && p.value.present.data != nullptr;
-  const int moved_key = a.moves_key ? 0 : past, moved_value = a.moves_value ? 0 : past;
+  // The first row of present that this block writes; none if it writes nothing.
+  constexpr int kNone = 0x7fffffff;
+  const int moved_key = copies && has_key && p.key.present.data != nullptr ? (a.moves_key ? 0 : past) : kNone;
+  const int moved_value = copies && has_value && p.value.present.data != nullptr ? (a.moves_value ? 0 : past) : kNone;
+  const Mask mask = a.mask.of_batch(b);
 
   const auto query_of = [&](int r) {
     const int row = min(first + r, rows - 1);
@@ -89,48 +94,79 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
     states[r].top = -INFINITY;
     states[r].total = past < 0 ? NAN : 0.0f;
   }
-  // All lanes of a warp go round equally often: the sums over lanes need them all.
-  for (int base = begin; past >= 0 && base < end; base += step * kDeep) {
+  // What is loaded of kDeep keys, from key `base` + owner on.
+  struct Load {
     Vector<T> key[kDeep], value[kDeep];
     bool shown[kDeep];
-#pragma unroll
-    for (int u = 0; u < kDeep; ++u) {
-      const int j = base + u * step + owner;
-      key[u] = j < end && has_key ? read(all_keys.at(j) + feature) : Vector<T>{};
-      value[u] = j < end && has_value ? read(all_values.at(j) + feature) : Vector<T>{};
-      shown[u] = j < end && a.mask.shows(b, j);
-    }
-#pragma unroll
-    for (int u = 0; u < kDeep; ++u) {
-      const int j = base + u * step + owner;
-      if (writes_key && j >= moved_key && j < end) write(row_of(p.key.present, b, head, j) + feature, key[u]);
-      if (writes_value && j >= moved_value && j < end) write(row_of(p.value.present, b, head, j) + feature, value[u]);
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float scores[kDeep], top = states[r].top;
+  };
+  // Keys from, up to but not including, to, whose rows are at keys_at + j * key_row and so on.
+  const auto attend = [&](int from, int to, const T* keys_at, int key_row, const T* values_at, int value_row) {
+    const auto fetch = [&](int base, Load* load) {
 #pragma unroll
       for (int u = 0; u < kDeep; ++u) {
-        float product = 0;
-#pragma unroll
-        for (int d = 0; d < kN; ++d) product += q[r][d] * widen(key[u].lane[d]);
-        for (int other = lanes / 2; other > 0; other /= 2) product += __shfl_xor_sync(0xffffffff, product, other);
-        scores[u] = queries[r].score(a, product, base + u * step + owner, shown[u]);
-        top = fmaxf(top, scores[u]);
+        const int j = base + u * step + owner;
+        const bool exists = j < to;
+        load->key[u] = exists && has_key ? read(keys_at + static_cast<int64_t>(j) * key_row) : Vector<T>{};
+        load->value[u] = exists && has_value ? read(values_at + static_cast<int64_t>(j) * value_row) : Vector<T>{};
+        load->shown[u] = exists && mask.shows_first(j);
       }
-      const float less = decay(states[r].top, top);
-      states[r].top = top;
-      states[r].total *= less;
+    };
+    // All lanes of a warp go round equally often: the sums over lanes need them all.
+    for (int base = from; base < to; base += round) {
+      Load now;
+      fetch(base, &now);
+      if (moved_key < to || moved_value < to) {
 #pragma unroll
-      for (int d = 0; d < kN; ++d) states[r].sums[d] *= less;
+        for (int u = 0; u < kDeep; ++u) {
+          const int j = base + u * step + owner;
+          if (j >= moved_key && j < to) write(row_of(p.key.present, b, head, j) + feature, now.key[u]);
+          if (j >= moved_value && j < to) write(row_of(p.value.present, b, head, j) + feature, now.value[u]);
+        }
+      }
 #pragma unroll
-      for (int u = 0; u < kDeep; ++u) {
-        const float w = weight(scores[u], top);
-        states[r].total += w;
+      for (int r = 0; r < kRows; ++r) {
+        float scores[kDeep], top = states[r].top;
 #pragma unroll
-        for (int d = 0; d < kN; ++d) states[r].sums[d] += w * widen(value[u].lane[d]);
+        for (int u = 0; u < kDeep; ++u) {
+          scores[u] = 0;
+#pragma unroll
+          for (int d = 0; d < kN; ++d) scores[u] += q[r][d] * widen(now.key[u].lane[d]);
+        }
+#pragma unroll
+        for (int other = 1; other < kWarp; other *= 2) {
+          if (other >= lanes) break;
+#pragma unroll
+          for (int u = 0; u < kDeep; ++u) scores[u] += __shfl_xor_sync(0xffffffff, scores[u], other);
+        }
+#pragma unroll
+        for (int u = 0; u < kDeep; ++u) {
+          scores[u] = queries[r].score(a, scores[u], base + u * step + owner, now.shown[u]);
+          top = fmaxf(top, scores[u]);
+        }
+        const float less = decay(states[r].top, top);
+        states[r].top = top;
+        states[r].total *= less;
+#pragma unroll
+        for (int d = 0; d < kN; ++d) states[r].sums[d] *= less;
+#pragma unroll
+        for (int u = 0; u < kDeep; ++u) {
+          const float w = weight(scores[u], top);
+          states[r].total += w;
+#pragma unroll
+          for (int d = 0; d < kN; ++d) states[r].sums[d] += w * widen(now.value[u].lane[d]);
+        }
       }
     }
+  };
+  // The past and the new keys one after the other, by one copy of the loop.
+  for (int fresh = 0; past >= 0 && fresh < 2; ++fresh) {
+    const int from = fresh ? max(begin, past) : begin, to = fresh ? end : min(end, past);
+    if (from >= to) continue;
+    const int64_t back = fresh ? past : 0;  // new rows are counted from the first new one
+    attend(from, to, (fresh ? all_keys.fresh - back * all_keys.fresh_row : all_keys.past) + feature,
+           fresh ? all_keys.fresh_row : all_keys.past_row,
+           (fresh ? all_values.fresh - back * all_values.fresh_row : all_values.past) + feature,
+           fresh ? all_values.fresh_row : all_values.past_row);
   }
 
 #pragma unroll

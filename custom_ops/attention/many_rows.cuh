@@ -12,7 +12,6 @@
 namespace onnxfuse::attention::cuda {
 
 inline constexpr int kManyRows = 64, kManyThreads = 128;
-inline constexpr int64_t kManyRowsSize = 256;  // the largest head size
 
 // kSize 256 has smaller tiles, to fit the 99 KiB of shared memory of compute capability 8.6.
 template <int kSize>
@@ -80,6 +79,7 @@ __global__ void __launch_bounds__(kManyThreads) attention_cuda_many_rows(Argumen
   const int visible_end = p.causal ? max(min(keys, high + offset + 1), 0) : keys;
   const int visible_begin = window > 0 ? max(low + offset - window + 1, 0) : 0;
   const int first_tile = visible_begin / kKeys, end_tile = past < 0 ? 0 : (visible_end + kKeys - 1) / kKeys;
+  const Mask mask = a.mask.of_batch(b);
   const bool is_plain = a.mask.bytes == 0 && p.bias.narrow == nullptr && p.bias.single == nullptr && p.softcap <= 0;
 
   // The rows of this lane: lane / 4 of the warp's, and that eight further on.
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kManyThreads) attention_cuda_many_rows(Argumen
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const int j = start + n * 8 + lane % 4 * 2 + c % 2;
-          scores[n][c] = queries[c / 2].score(a, scores[n][c], j, j < keys && a.mask.shows(b, j));
+          scores[n][c] = queries[c / 2].score(a, scores[n][c], j, j < keys && mask.shows_first(j));
         }
       }
     }

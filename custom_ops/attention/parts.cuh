@@ -5,25 +5,35 @@
 
 namespace onnxfuse::attention::cuda {
 
+inline constexpr int kMostParts = 128;  // four of each lane of a warp
 inline constexpr unsigned kCombineThreads = 128, kCopyThreads = 256, kPastThreads = 1024;
 
 // A block owns a row of y. Reads 4 (2 + Dv) bytes a part; the factors of the parts are in shared memory.
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads) attention_cuda_combine(Arguments<T> a) {
-  extern __shared__ float factors[];
+  __shared__ float factors[kMostParts];
   const Problem<T>& p = a.problem;
   const int64_t group = p.heads / p.kv_heads, rows = p.queries * group;
   const int64_t row = blockIdx.x % rows, head = blockIdx.x / rows % p.kv_heads, b = blockIdx.x / rows / p.kv_heads;
   const int count = a.parts.count, lane = threadIdx.x % kWarp;
-  float top = -INFINITY, total = 0;  // every warp finds them, to wait for no other
-  for (int part = lane; part < count; part += kWarp) top = fmaxf(top, a.parts.of(blockIdx.x, part)[0]);
+  // Every warp finds the total, to wait for no other; each lane looks at up to kOwn parts at once.
+  constexpr int kOwn = 4;
+  float top = -INFINITY, total = 0, tops[kOwn], totals[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int part = lane + i * kWarp;
+    const float* from = a.parts.of(blockIdx.x, min(part, count - 1));
+    tops[i] = part < count ? from[0] : -INFINITY;
+    totals[i] = part < count ? from[1] : 0.0f;
+    top = fmaxf(top, tops[i]);
+  }
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, step));
-  for (int part = lane; part < count; part += kWarp) {
-    const float* from = a.parts.of(blockIdx.x, part);
-    const float factor = decay(from[0], top);
-    total += from[1] * factor;
-    if (threadIdx.x < kWarp) factors[part] = factor;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const float factor = decay(tops[i], top);
+    total += totals[i] * factor;
+    if (threadIdx.x < kWarp && lane + i * kWarp < count) factors[lane + i * kWarp] = factor;
   }
   total = onnxfuse::cuda::warp_sum(total);
   __syncthreads();

@@ -1,9 +1,9 @@
 // Products for up to kRows rows of A, bound by reading the weights.
 //
-// A block owns 32 columns, a panel of the packed layout, and all of K. A thread owns the columns of one 16-byte vector
-// and every so many'th run of kDeep rows of the weights, which it loads before it uses the first. The sums of a column
-// are added up in the warp by shuffles, then through shared memory. Memory traffic: the weights once. K is a multiple
-// of 8.
+// A block owns kFewColumns columns, a panel of the packed layout or half of one, and all of K. A thread owns the
+// columns of one 16-byte vector and every so many'th run of kDeep rows of the weights, which it loads before it uses
+// the first. The sums of a column are added up in the warp by shuffles, then through shared memory. Memory traffic: the
+// weights once. K is a multiple of 8.
 #pragma once
 
 #include "gated_mlp/products.cuh"
@@ -12,20 +12,24 @@ namespace onnxfuse::mlp::cuda {
 
 inline constexpr int kFewDepth = 8;  // K is a multiple of it
 
-// One weight has fewer blocks, for which more threads make up; many rows need more registers than they can have then.
+// One weight has fewer columns than two: narrower blocks make up for it.
+template <bool kGated>
+inline constexpr int kFewColumns = kGated ? 32 : 16;
+// More threads, except where many rows need more registers than they can have then.
 template <int kRows, bool kGated>
 inline constexpr int kFewThreads = kRows < 8 && !kGated ? 512 : 256;
 
 template <typename T, typename A, typename Out, int kRows, bool kGated>
 __global__ void __launch_bounds__(kFewThreads<kRows, kGated>) products_cuda_few_rows(Product<T, A, Out> p) {
   constexpr int kWeights = kGated ? 2 : 1, kDeep = kFewDepth / kWeights, kThreads = kFewThreads<kRows, kGated>;
-  constexpr int kN = onnxfuse::cuda::kLanes<T>, kColumnLanes = kPanel / kN, kRowLanes = kThreads / kColumnLanes;
+  constexpr int kN = onnxfuse::cuda::kLanes<T>, kColumns = kFewColumns<kGated>, kColumnLanes = kColumns / kN,
+                kRowLanes = kThreads / kColumnLanes;
   constexpr int kWarps = kThreads / kWarp;
   using Vector = onnxfuse::cuda::Vector<T, kN>;
-  __shared__ float partial[kWarps][kWeights][kRows][kPanel];
+  __shared__ float partial[kWarps][kWeights][kRows][kColumns];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int column = threadIdx.x % kColumnLanes * kN, row_lane = threadIdx.x / kColumnLanes;
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kPanel + column;
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kColumns + column;
   const int depth = static_cast<int>(p.depth), rows = static_cast<int>(p.rows);
 
   float sums[kWeights][kRows][kN] = {};
@@ -78,9 +82,9 @@ __global__ void __launch_bounds__(kFewThreads<kRows, kGated>) products_cuda_few_
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kRows * kPanel; i += kThreads) {
-    const int m = i / kPanel, c = i % kPanel;
-    const int64_t at = static_cast<int64_t>(blockIdx.x) * kPanel + c;
+  for (int i = threadIdx.x; i < kRows * kColumns; i += kThreads) {
+    const int m = i / kColumns, c = i % kColumns;
+    const int64_t at = static_cast<int64_t>(blockIdx.x) * kColumns + c;
     if (m >= rows || at >= p.columns) continue;
     float sum[2] = {0, 0};
 #pragma unroll

@@ -15,7 +15,7 @@ using cuda::is_aligned;
 using mlp::cuda::Matrix;
 using mlp::cuda::Product;
 
-constexpr int64_t kFewRows = 8;  // up to which reading the weights is what takes the time
+constexpr int64_t kFewRows = 8;  // of a kernel of our own, beyond one row only where there is no cuBLAS
 
 // A size of the second dimension of a grid.
 unsigned plane(int64_t size) {
@@ -34,12 +34,13 @@ class GatedMLP : public GatedMLPNode<T> {
     const bool vectors = is_aligned(a.x) && is_aligned(a.y) && has_vectors(a.gate) && has_vectors(a.up) &&
                          has_vectors(a.down) && a.width % mlp::cuda::kFewDepth == 0 &&
                          a.gate.columns % mlp::cuda::kFewDepth == 0;
-    const bool few = vectors && a.rows <= kFewRows;
+    const bool plain = !a.gate.packed && !a.up.packed && !a.down.packed;
+    const bool has_cublas = sizeof(T) == 2 && plain && cublas_ != nullptr;
+    const bool few = vectors && a.rows <= (has_cublas ? 1 : kFewRows);
     const cuda::Stream stream(context);
     if constexpr (sizeof(T) == 2) {
       if (vectors && !few) {
-        const bool plain = !a.gate.packed && !a.up.packed && !a.down.packed;
-        if (plain && cublas_ != nullptr) return run_on_cublas(context, stream, a);
+        if (has_cublas) return run_on_cublas(context, stream, a);
         const cuda::DeviceScratch hidden(context, memory_, a.rows * a.gate.columns * sizeof(T));
         return run(a, hidden.at<T>(0), [&](auto gated, const auto& product) { many_rows<gated>(stream, product); });
       }
@@ -103,7 +104,8 @@ class GatedMLP : public GatedMLPNode<T> {
     const auto launch = [&](auto most) {
       constexpr int kRows = decltype(most)::value;
       stream.launch("GatedMLP", kernels::products_cuda_few_rows<T, A, Out, kRows, kGated>,
-                    blocks(divide_up(p.columns, kPanel)), kernels::kFewThreads<kRows, kGated>, 0, p);
+                    blocks(divide_up(p.columns, kernels::kFewColumns<kGated>)), kernels::kFewThreads<kRows, kGated>, 0,
+                    p);
     };
     if (p.rows == 1) {
       launch(std::integral_constant<int, 1>{});
