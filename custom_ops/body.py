@@ -66,6 +66,17 @@ class Body:
         self._baked[f"{value.name}{size}"] = None
         return size
 
+    def head_size(self, value: ir.Value, heads: str) -> int:
+        """D of an input [B, S, N*D] or [B, N, S, D], N being the attribute `heads`; it is then made for this D."""
+        shape = self._shape(value)
+        count = 1 if len(shape) == 4 else self.node.attributes[heads].value
+        if not isinstance(shape[-1], int) or shape[-1] % count:
+            raise ValueError(
+                f"{self._where()}: input {value.name} is {shape}, expected {count} heads in the last dimension"
+            )
+        self._baked[f"head_size{shape[-1] // count}"] = None
+        return shape[-1] // count
+
     def _shape(self, value: ir.Value) -> ir.Shape:
         actual = self._formal[value]
         if actual is None or actual.shape is None:

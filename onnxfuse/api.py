@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxfuse import catalog, model_io, runtime, soundness
+from onnxfuse.blocks import group_blocks
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.fusion import Fusion
@@ -30,7 +31,7 @@ from onnxfuse.verify.model import validate
 
 OLDEST_OPSET = 13  # of the function bodies
 TARGETS = ("cpu", "cuda")
-LEVELS = ("op",)
+LEVELS = ("op", "block")
 KV_CACHES = ("concat", "shared")
 VERIFICATIONS = ("match", "model", "none")
 
@@ -75,8 +76,8 @@ def optimize(
         Only these fusions; all but those. `onnxfuse list` names them.
     require : names or Fusions
         Fusions that must have been applied.
-    level : "op"
-        How much one fused node may comprise.
+    level : "op" | "block"
+        How much one fused node comprises: an operator, or half a layer (see `onnxfuse.blocks`).
     kv_cache : "concat" | "shared"
         The interface of the key-value cache: the one the model was exported with, or one buffer that past and present
         share (see `onnxfuse.kv_cache`).
@@ -110,7 +111,7 @@ def optimize(
             raise UsageError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
     chosen = choose(fusions, skip)
     required = [_known(name).name for name in require]
-    run = _Run(model, output, target, kv_cache, verify, weights, progress or (lambda stage, done, total: None))
+    run = _Run(model, output, target, level, kv_cache, verify, weights, progress or (lambda stage, done, total: None))
     return run.optimize(chosen, required)
 
 
@@ -151,6 +152,7 @@ class _Run:
         source: Source,
         output: str | os.PathLike | None,
         target: str,
+        level: str,
         kv_cache: str,
         verify: str,
         weights: str,
@@ -159,6 +161,7 @@ class _Run:
         self.source = source
         self.output = None if output is None else Path(output)
         self.target = target
+        self.level = level
         self.kv_cache = kv_cache
         self.verify = verify
         self.weights = weights
@@ -227,6 +230,8 @@ class _Run:
                 raise AssertionError(f"the rewrite changed the interface: {interface} -> {soundness.interface(model)}")
             if self.kv_cache == "shared":
                 share_cache(model, facts)
+            if self.level == "block":
+                group_blocks(model, facts)
         with self._timed("check"):
             soundness.complete(model, facts)
             complaint = soundness.checker_complaint(model)

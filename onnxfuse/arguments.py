@@ -87,7 +87,12 @@ def _add_rewrite(commands) -> argparse.ArgumentParser:
     command.add_argument("--fusions", type=_names, metavar="A,B", help="apply only these fusions (onnxfuse list)")
     command.add_argument("--skip", type=_names, metavar="A,B", help="do not apply these fusions")
     command.add_argument("--require", type=_names, metavar="A,B", help="exit 1 unless these fusions were applied")
-    command.add_argument("--level", choices=api.LEVELS, default="op", help="how much a fused node comprises")
+    command.add_argument(
+        "--level",
+        choices=api.LEVELS,
+        default="op",
+        help="what a fused node comprises: an operator (op, default) or half a layer (block)",
+    )
     command.add_argument(
         "--kv-cache",
         choices=api.KV_CACHES,

@@ -10,6 +10,7 @@ are written at rows L - S .. L - 1, the rows from L on are not read. This is wha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnxfuse.order import Order
 from onnxfuse.soundness import describe
 from onnxfuse.splice import Names
 
-METADATA = "onnxfuse.kv_cache"  # of a model; its value is "shared"
+METADATA = "onnxfuse.kv_cache"  # of a model with a shared cache: the pasts with their presents, as JSON
 ROOM = "max_sequence_length"  # the symbol for M
 
 _LENGTH_AXIS = 2  # of [B, K, P, D]
@@ -34,13 +35,12 @@ _PAST_KEY, _MASK, _BIAS = 3, 5, 6  # inputs of Attention
 
 def is_shared(model: ir.Model) -> bool:
     """Whether `model` has a shared cache."""
-    return model.metadata_props.get(METADATA) == "shared"
+    return METADATA in model.metadata_props
 
 
 def caches(model: ir.Model) -> dict[str, str]:
-    """The inputs that are caches, each with the output that is its present."""
-    pairs = (pair for node in _with_past(model) for pair in zip(node.inputs[3:5], node.outputs[1:3], strict=True))
-    return {past.name: present.name for past, present in pairs}
+    """The inputs of `model` that are shared caches, each with the output that is its present."""
+    return json.loads(model.metadata_props.get(METADATA, "{}"))
 
 
 def share_cache(model: ir.Model, facts: Facts) -> None:
@@ -75,7 +75,8 @@ def share_cache(model: ir.Model, facts: Facts) -> None:
         function = functions.body(node, facts.opset)
         node.overload = function.overload
         model.functions.setdefault(function.identifier(), function)
-    model.metadata_props[METADATA] = "shared"
+    pairs = (pair for node in nodes for pair in zip(node.inputs[_PAST_KEY:_MASK], node.outputs[1:3], strict=True))
+    model.metadata_props[METADATA] = json.dumps({past.name: present.name for past, present in pairs})
 
 
 def _with_past(model: ir.Model) -> Iterable[ir.Node]:

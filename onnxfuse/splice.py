@@ -159,11 +159,9 @@ def _path(node: ir.Node) -> list[str]:
 def splice(candidate: Candidate, model: ir.Model, order: Order, names: Names) -> None:
     """Apply a candidate: insert, reconnect, name, remove what became dead."""
     prefix = scope(candidate.removed) or scope(candidate.nodes)
-    origin = _replaced_text(candidate.removed or candidate.nodes)
     for node in candidate.new_nodes:
         node.name = names.unique(prefix + node.op_type)
-        node.metadata_props["onnxfuse.fusion"] = candidate.fusion.name
-        node.metadata_props["onnxfuse.replaced"] = origin
+        record_origin(node, candidate.fusion.name, candidate.removed or candidate.nodes)
         for index, value in enumerate(node.outputs):
             value.name = names.unique(f"{node.name}_output_{index}")
         model.graph.opset_imports.setdefault(node.domain, 1)
@@ -196,6 +194,12 @@ def _own_value(candidate: Candidate, index: int, names: Names) -> ir.Value:
     copy = ir.Node(operators.STANDARD, "Identity", [value], name=names.unique(f"{old.name}_copy"))
     candidate.new_nodes.append(copy)
     return copy.outputs[0]
+
+
+def record_origin(node: ir.Node, fusion: str, replaced: Iterable[ir.Node]) -> None:
+    """Write into a new node's metadata what it was made of, and by what."""
+    node.metadata_props["onnxfuse.fusion"] = fusion
+    node.metadata_props["onnxfuse.replaced"] = _replaced_text(replaced)
 
 
 def _replaced_text(nodes: Iterable[ir.Node]) -> str:

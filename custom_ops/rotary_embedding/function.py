@@ -11,8 +11,7 @@ def function(op: Body, x: ir.Value, cos: ir.Value, sin: ir.Value) -> dict[str, i
     """y = x * cos + rotated * sin, where rotated holds (-b, a) for every pair (a, b) of x"""
     has_head_axis = op.rank(x) == 4
     interleaved = bool(op.baked("interleaved", 0))
-    heads = 1 if has_head_axis else op.baked("num_heads")
-    head_size = op.dim(x, -1) // heads
+    head_size = op.head_size(x, "num_heads")
     rotary_dim = op.baked("rotary_dim", 0) or head_size
     half, entries = rotary_dim // 2, 2 * op.dim(cos, -1) // rotary_dim  # entries of the table a pair: 1 or 2
 
@@ -25,7 +24,8 @@ def function(op: Body, x: ir.Value, cos: ir.Value, sin: ir.Value) -> dict[str, i
 
     h = op.float32(x)
     if not has_head_axis:
-        h = op.Reshape(h, op.constant([0, 0, heads, head_size]))
+        heads = op.Unsqueeze(op.attribute("num_heads", int), op.constant([0]))  # queries and keys share one body
+        h = op.Reshape(h, op.Concat(op.constant([0, 0]), heads, op.constant([head_size]), axis=0))
     turned, copied = h, None
     if rotary_dim < head_size:
         turned, copied = op.split(h, [rotary_dim, head_size - rotary_dim], axis=-1)
@@ -38,5 +38,6 @@ def function(op: Body, x: ir.Value, cos: ir.Value, sin: ir.Value) -> dict[str, i
     if copied is not None:
         y = op.Concat(y, copied, axis=-1)
     if not has_head_axis:
-        y = op.Reshape(y, op.constant([0, 0, heads * head_size]))
+        features = op.Mul(heads, op.constant([head_size]))
+        y = op.Reshape(y, op.Concat(op.constant([0, 0]), features, axis=0))
     return {"y": op.rounded(y, like=x)}

@@ -26,8 +26,7 @@ class SharedCache:
     @classmethod
     def of(cls, model: str | os.PathLike | ir.Model) -> SharedCache:
         """The shared caches of a model on disk or in memory."""
-        loaded = model_io.load(model)
-        return cls(kv_cache.caches(loaded) if kv_cache.is_shared(loaded) else {})
+        return cls(kv_cache.caches(model_io.load(model)))
 
     def feed(self, feed: Arrays, point: Point, spare: int = SPARE_ROWS) -> Arrays:
         """`feed` with every past [B, K, P, D] at the start of a buffer [B, K, P + S + spare, D]."""
