@@ -20,6 +20,7 @@ from zoo_expectations import (
     CAUSES,
     MORE_NODES,
     MOST_NODES,
+    MOST_NODES_OF_BLOCKS,
     RANDOM,
     REFUSED_BY_VERIFICATION,
     UNOPTIMISED,
@@ -196,3 +197,14 @@ def test_equal_at_every_size(name, fuse):
     (entry,) = (entry for entry in zoo.entries() if entry.name == name)
     found = validate(entry.path, fuse(entry).path, tolerance=entry.tolerance(np.zeros(0)), library=library_path())
     assert found.passed, found
+
+
+@pytest.mark.parametrize("name", ACCEPTANCE)
+def test_a_model_of_blocks_is_equal_and_smaller(name, fuse, tmp_path):
+    (entry,) = (entry for entry in zoo.entries() if entry.name == name)
+    made = onnxfuse.optimize(entry.path, tmp_path / "blocks.onnx", level="block", verify="model")
+    halves = made.report.fused["AttentionBlock"], made.report.fused["GatedMLPBlock"]
+    assert halves == (entry.expected["attention"], entry.expected["gated_mlp"])
+    assert made.report.nodes_after <= fuse(entry).nodes - 4 * sum(halves)  # a norm, projections, rotary embedding
+    if entry.is_dynamic and name not in MORE_NODES:
+        assert made.report.nodes_after <= MOST_NODES_OF_BLOCKS

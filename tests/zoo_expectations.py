@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MOST_NODES = 30  # of a dynamic Llama with two layers, Constant nodes aside
+MOST_NODES_OF_BLOCKS = 16  # the same at level "block"
 
 # Models whose ONNX Runtime session must not optimise, since ONNX Runtime's own optimisations change their result.
 UNOPTIMISED = {
