@@ -162,9 +162,7 @@ def _obstacles(session: onnxruntime.InferenceSession, source: bytes | str, ops: 
         return
     proto = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
     model = ir.from_proto(proto)
-    fused = collections.Counter(
-        node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain == "onnxfuse"
-    )
+    fused = collections.Counter(_operators(ir.traversal.RecursiveGraphIterator(model.graph), model))
     have = kernels().get(_CUDA, frozenset())
     if fused and not have:
         yield (
@@ -184,6 +182,15 @@ def _obstacles(session: onnxruntime.InferenceSession, source: bytes | str, ops: 
     )
     for (operator, provider), count in sorted(elsewhere.items()):
         yield f"{count} nodes {operator} run on {provider}: the CUDA kernel does not take their dtypes"
+
+
+def _operators(nodes: Iterable[ir.Node], model: ir.Model) -> Iterable[str]:
+    """The fused operators among `nodes`; of a block, those in its body, since that is what runs."""
+    for node in nodes:
+        if node.domain == "onnxfuse":
+            body = model.functions.get(node.op_identifier(), ())
+            inside = list(_operators(body, model))
+            yield from inside or [node.op_type]
 
 
 def _name(provider: str | tuple[str, dict[str, Any]]) -> str:

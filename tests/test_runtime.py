@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 import onnxfuse
+from onnxfuse import runtime
 from onnxfuse.custom_ops.body import DOMAIN
 from onnxfuse.custom_ops.functions import body, folders
 from onnxfuse.runtime import kernels
@@ -132,6 +133,25 @@ def test_other_providers_get_the_bodies() -> None:
     options = onnxfuse.session_options(providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(Exception, match="onnxfuse"):  # no kernel is registered and this model has no function
         onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class OnCuda:
+    """A session that says that it prefers CUDA."""
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("level", ["op", "block"])
+def test_operators_without_a_cuda_kernel_are_named_inside_blocks_too(level: str, monkeypatch) -> None:
+    tiny = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
+    model = ir.to_proto(onnxfuse.optimize(tiny, level=level, verify="none").model).SerializeToString()
+    operators = {"Attention", "GatedMLP", "RMSNorm", "RotaryEmbedding", "RotaryTable", "SkipRMSNorm"}
+    monkeypatch.setattr(runtime, "kernels", lambda: {"CUDAExecutionProvider": frozenset(operators)})
+    assert list(runtime._obstacles(OnCuda(), model, None)) == []
+    monkeypatch.setattr(runtime, "kernels", lambda: {"CUDAExecutionProvider": frozenset(operators - {"Attention"})})
+    (obstacle,) = runtime._obstacles(OnCuda(), model, None)
+    assert obstacle.startswith("2 nodes Attention run as standard operators")
 
 
 def test_no_runtime_says_which_extra_to_take(tmp_path: Path) -> None:
