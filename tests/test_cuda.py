@@ -128,11 +128,12 @@ def test_decoding_in_a_shared_cache_in_place(dtype: str, graph: bool) -> None:
         np.testing.assert_array_equal(bound[name].numpy(), array)
 
 
-def test_a_fused_model_equals_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["op", "block"])
+def test_a_fused_model_equals_the_original(level: str, tmp_path: Path) -> None:
     """A Llama of two layers, its prompt and then its tokens one by one."""
     tiny = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
     fused = tmp_path / "fused.onnx"
-    onnxfuse.optimize(tiny, output=fused, target="cuda")
+    onnxfuse.optimize(tiny, output=fused, target="cuda", level=level)
     original = onnxruntime.InferenceSession(tiny, providers=["CPUExecutionProvider"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
