@@ -154,6 +154,14 @@ def test_operators_without_a_cuda_kernel_are_named_inside_blocks_too(level: str,
     assert obstacle.startswith("2 nodes Attention run as standard operators")
 
 
+def test_python_started_in_the_checkout_finds_the_installed_operators() -> None:
+    """The checkout's folder onnxfuse comes first there, without patterns and without operators."""
+    script = "import onnxfuse, onnxfuse.catalog as c; print(onnxfuse.library_path().exists(), len(c.fusions()) > 10)"
+    checkout = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=checkout)
+    assert run.stdout.split() == ["True", "True"], run.stderr
+
+
 def test_no_runtime_says_which_extra_to_take(tmp_path: Path) -> None:
     script = "import sys; sys.modules['onnxruntime'] = None; import onnxfuse; onnxfuse.session_options()"
     # Elsewhere: -c puts the working directory first, and a checkout's folder would hide the installed package.
