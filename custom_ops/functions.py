@@ -41,6 +41,6 @@ def body(node: ir.Node, opset: int) -> ir.Function:
 
 def attach(node: ir.Node, model: ir.Model) -> None:
     """Gives a fused node its function body, in the model that holds the node."""
-    function = body(node, model.opset_imports[""])
+    function = body(node, model.opset_imports.get("", 1))
     node.overload = function.overload
     model.functions[function.identifier()] = function

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfuse.custom_ops import functions
+from onnxfuse.custom_ops.functions import attach
 from onnxfuse.custom_ops.packing import is_packable, pack, packed_shape
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.facts import Facts
@@ -32,9 +32,7 @@ def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
             if weight in packed:
                 node.replace_input_with(index, packed[weight])
         if before != list(node.inputs):
-            function = functions.body(node, facts.opset)
-            node.overload = function.overload
-            model.functions.setdefault(function.identifier(), function)
+            attach(node, model)
     for weight in packed:
         if not weight.uses() and weight.name in model.graph.initializers:
             del model.graph.initializers[weight.name]

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxfuse.builder import Builder
-from onnxfuse.custom_ops import functions
+from onnxfuse.custom_ops.functions import attach
 from onnxfuse.errors import UsageError
 from onnxfuse.facts import Facts
 from onnxfuse.operators import OWN
@@ -72,9 +72,7 @@ def share_cache(model: ir.Model, facts: Facts) -> None:
         for value in (*node.inputs[_PAST_KEY:_MASK], *node.outputs[1:]):
             value.shape = ir.Shape([*value.shape[:_LENGTH_AXIS], ROOM, *value.shape[_LENGTH_AXIS + 1 :]])
         node.attributes["shared_cache"] = ir.AttrInt64("shared_cache", 1)
-        function = functions.body(node, facts.opset)
-        node.overload = function.overload
-        model.functions.setdefault(function.identifier(), function)
+        attach(node, model)
     pairs = (pair for node in nodes for pair in zip(node.inputs[_PAST_KEY:_MASK], node.outputs[1:3], strict=True))
     model.metadata_props[METADATA] = json.dumps({past.name: present.name for past, present in pairs})
 

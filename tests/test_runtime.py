@@ -15,7 +15,7 @@ import pytest
 import onnxfuse
 from onnxfuse import runtime
 from onnxfuse.custom_ops.body import DOMAIN
-from onnxfuse.custom_ops.functions import body, folders
+from onnxfuse.custom_ops.functions import attach, folders
 from onnxfuse.runtime import kernels
 
 
@@ -31,9 +31,7 @@ def two_operators(with_functions: bool = True) -> ir.Model:
     model = ir.Model(graph, ir_version=10)
     if with_functions:
         for node in (norm, swiglu):
-            function = body(node, 18)
-            node.overload = function.overload
-            model.functions[function.identifier()] = function
+            attach(node, model)
     return model
 
 

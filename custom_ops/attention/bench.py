@@ -25,7 +25,7 @@ import onnx_ir as ir
 import onnxfuse
 from onnxfuse.custom_ops.attention.cases import case
 from onnxfuse.custom_ops.case import DTYPES, Case, single_node_model
-from onnxfuse.custom_ops.functions import body
+from onnxfuse.custom_ops.functions import attach
 
 OUTPUTS = ["y", "present_key", "present_value"]
 MODELS = {"7b": ((32, 32), 128), "1b": ((32, 4), 64), "8b": ((32, 8), 128), "small": ((12, 12), 64)}
@@ -35,9 +35,7 @@ POINTS = ((1, 128), (1, 1024), (1, 4000), (16, 1024), (128, 0), (512, 0), (2048,
 def with_body(one: Case) -> onnx.ModelProto:
     model = single_node_model("Attention", one, opset=17)
     (node,) = model.graph
-    function = body(node, 17)
-    node.overload = function.overload
-    model.functions[function.identifier()] = function
+    attach(node, model)
     return ir.to_proto(model)
 
 
