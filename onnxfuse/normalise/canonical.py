@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, reshape_target
+from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, reshaped
 from onnxfuse.normalise.sweep import Site, replace, simplifies
 from onnxfuse.shapes import product
 
@@ -239,8 +239,7 @@ def _unfolded(value: ir.Value, site: Site) -> ir.Value | None:
     source = site.facts.shape(fold.inputs[0])
     if len(source) == 4:
         return fold.inputs[0]
-    target = reshape_target(source, (source[0], source[1] * source[2], *source[3:]))
-    return None if target is None else site.op("Reshape", fold.inputs[0], site.constant(target, "shape"))
+    return reshaped(fold.inputs[0], (source[0], source[1] * source[2], *source[3:]), site)
 
 
 def _folded(x: ir.Value, site: Site) -> ir.Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import attr, producer, reshape_target
+from onnxfuse.normalise.simplify import attr, producer, reshaped
 from onnxfuse.normalise.sweep import Site, simplifies
 from onnxfuse.shapes.fact import SENTINEL, product
 
@@ -103,22 +103,15 @@ def element_of_a_cut_axis(node: ir.Node, site: Site) -> ir.Value | None:
     if not site.canonical or cut is None or index is None or index.ndim != 0:
         return None
     x, parts = cut.inputs[0], site.facts.shape(node.inputs[0])
-    if (
-        site.facts.shape(x) is None
-        or parts is None
-        or len(parts) < 2
-        or not all(isinstance(s, int) for s in parts[-2:])
-    ):
+    if parts is None or len(parts) < 2 or not all(isinstance(s, int) for s in parts[-2:]):
         return None
     axis, index = attr(node, "axis", 0) % len(parts), int(index)
     whole = (*parts[:-2], product(parts[-2:]))
     if index < 0 or axis < len(parts) - 2:
         return None
-    if site.facts.shape(x) != whole:
-        target = reshape_target(site.facts.shape(x), whole)
-        if target is None:
-            return None
-        x = site.op("Reshape", x, site.constant(target, "shape"))
+    x = reshaped(x, whole, site)
+    if x is None:
+        return None
     inner = parts[-1]
     start, end, step = (index, whole[-1], inner) if axis == len(parts) - 1 else (index * inner, (index + 1) * inner, 1)
     return site.op("Slice", x, *(site.constant([v], "bounds") for v in (start, end, len(whole) - 1, step)))

@@ -160,6 +160,15 @@ def reshape_target(source: Shape, shape: Shape) -> list[int] | None:
     return target if target.count(-1) <= 1 else None
 
 
+def reshaped(x: ir.Value, shape: Shape, site: Site) -> ir.Value | None:
+    """x with `shape`: itself if it has that, else a Reshape in front of the current node; None if none can say it."""
+    known = site.facts.shape(x)
+    if known is None or known == shape:
+        return None if known is None else x
+    target = reshape_target(known, shape)
+    return None if target is None else site.op("Reshape", x, site.constant(target, "shape"))
+
+
 @simplifies("Reshape", "Flatten")
 def reshape(node: ir.Node, site: Site) -> ir.Value | None:
     """One Reshape with a constant operand, from the first tensor of a chain of reshapes."""
@@ -204,15 +213,11 @@ def transpose_of_matrices(node: ir.Node, site: Site) -> ir.Value | None:
     if out is None or middle is None or len(out) < 3 or tuple(middle[1:]) != (out[-1], out[-2]):
         return None
     shape = (*out[:-2], out[-1], out[-2])
-    if middle[0] != product(shape[:-2]) or site.facts.shape(x) is None:
+    matrices = reshaped(x, shape, site) if middle[0] == product(shape[:-2]) else None
+    if matrices is None:
         return None
-    if site.facts.shape(x) != shape:
-        target = reshape_target(site.facts.shape(x), shape)
-        if target is None:
-            return None
-        x = site.op("Reshape", x, site.constant(target, "shape"))
     rank = len(shape)
-    return site.op("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
+    return site.op("Transpose", matrices, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
 @simplifies("Unsqueeze")
