@@ -38,14 +38,15 @@ AFTER = ("Reshape", "Transpose", "Cast")  # between Attention and the output pro
 
 def group_blocks(model: ir.Model, facts: Facts) -> None:
     """Put each half of a layer into one node, in place; what has another structure stays as it is."""
+    order = Order(model)
     halves: list[tuple[str, set[ir.Node]]] = []
     for node in model.graph:
         if node.domain == OWN and node.op_type in ("Attention", "GatedMLP"):
-            members = (_attention_half if node.op_type == "Attention" else _mlp_half)(node, facts)
-            if members is not None and not _leaves_and_returns(members):
+            members = _attention_half(node, facts) if node.op_type == "Attention" else _mlp_half(node)
+            if members is not None and not _leaves_and_returns(members, order):
                 halves.append((f"{node.op_type}Block", members))
     called = _without_overload(model, [members for _, members in halves])
-    names = Names(Order(model))
+    names = Names(order)
     for op_type, members in halves:
         if all(called[node.op_type] == node.overload for node in members if node.domain == OWN):
             _grouped(model, op_type, members, names, facts)
@@ -66,7 +67,7 @@ def _without_overload(model: ir.Model, blocks: Iterable[Iterable[ir.Node]]) -> d
     return chosen
 
 
-def _mlp_half(mlp: ir.Node, facts: Facts) -> set[ir.Node] | None:
+def _mlp_half(mlp: ir.Node) -> set[ir.Node] | None:
     norm = _norm_for(mlp.inputs[0], {mlp})
     return None if norm is None else {mlp, norm}
 
@@ -133,20 +134,11 @@ def _bias_of(projection: ir.Node, facts: Facts) -> list[ir.Node]:
     return users if alone and _adds_bias(users[0], facts) else []
 
 
-def _leaves_and_returns(members: set[ir.Node]) -> bool:
+def _leaves_and_returns(members: set[ir.Node], order: Order) -> bool:
     """Whether a path from a member to a member goes through other nodes: then they cannot be one node."""
-    stack = [use.node for node in members for output in node.outputs for use in output.uses()]
-    seen = {node for node in stack if node not in members}
-    stack = list(seen)
-    while stack:
-        for output in stack.pop().outputs:
-            for use in output.uses():
-                if use.node in members:
-                    return True
-                if use.node not in seen:
-                    seen.add(use.node)
-                    stack.append(use.node)
-    return False
+    made = {output for node in members for output in node.outputs}
+    read = {value for node in members for value in node.inputs if value is not None}
+    return order.depend_on(read - made, made, order.model.graph)
 
 
 def _grouped(model: ir.Model, op_type: str, members: set[ir.Node], names: Names, facts: Facts) -> None:
