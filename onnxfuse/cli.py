@@ -255,7 +255,3 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "view": _view,
     "list": _list,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

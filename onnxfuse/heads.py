@@ -57,11 +57,6 @@ def heads_first(x, x_rows):
     return op.Transpose(x_rows, perm=HEADS_FIRST) | x
 
 
-def guarded(weights):
-    """Weights in which a row without a visible key, NaN after the softmax, is zero."""
-    return op.Where(op.IsNaN(weights), 0.0, weights) | weights
-
-
 def merges_heads(value, facts):
     """Whether the Reshape takes [B, S, N, E] to [B, S, N*E]."""
     rows, out = facts.shape(value.producer().inputs[0]), facts.shape(value)
