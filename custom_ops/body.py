@@ -133,6 +133,16 @@ class Body:
         dtype = self.dtype(like)
         return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=dtype)
 
+    def matrix(self, weight: ir.Value) -> ir.Value:
+        """A weight, [K, N] or packed panels [N/32, K, 32], as float32 [K, N].
+
+        ONNX Runtime folds this where the weight is an initializer.
+        """
+        wide = self.float32(weight)
+        if self.rank(weight) == 2:
+            return wide
+        return self.Reshape(self.Transpose(wide, perm=[1, 0, 2]), self.constant([0, -1]))
+
     def reduce(self, op_type: str, value: ir.Value, axis: int) -> ir.Value:
         """ReduceMean, ReduceMax ... over one axis that is kept; the axes became an input in opset 18."""
         if self.opset >= 18:

@@ -43,9 +43,10 @@ class Case:
     """What to run an operator on, and how well the result must agree with reference.py.
 
     `inputs` are by name in order; None is an absent optional input, an array is taken as it is. `outputs` gives the
-    dtype of every output by name. A result may differ from the reference by `absolute + relative * |reference|`; the
-    function body, run with the runtime's own and perhaps less exact operators, by `body_absolute` more; a CUDA kernel,
-    whose tensor cores take the intermediate results in the dtype of the inputs, by `cuda_absolute` more.
+    dtype of every output by name, None of an absent one before the last. A result may differ from the reference by
+    `absolute + relative * |reference|`; the function body, run with the runtime's own and perhaps less exact operators,
+    by `body_absolute` more; a CUDA kernel, whose tensor cores take the intermediate results in the dtype of the inputs,
+    by `cuda_absolute` more.
     Set `benchmark` on the shapes worth timing, and `device`, "cpu" or "cuda", on those that only one is for; `flops`
     says what arithmetic they take, 0 where memory traffic decides: that of all inputs and outputs, unless `traffic`
     says how many bytes.
@@ -53,7 +54,7 @@ class Case:
 
     name: str
     inputs: Mapping[str, Random | np.ndarray | None]
-    outputs: Mapping[str, str]
+    outputs: Mapping[str, str | None]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     relative: float = 0.0
     absolute: float = 0.0
@@ -66,6 +67,15 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The outputs that the node has, with their dtypes."""
+        return {name: dtype for name, dtype in self.outputs.items() if dtype is not None}
+
+    def of_node(self, results: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        """Those of the reference's results, which are all that the operator may have, that the node makes."""
+        return tuple(x for x, dtype in zip(results, self.outputs.values(), strict=False) if dtype is not None)
 
     def arrays(self) -> dict[str, np.ndarray | None]:
         """The inputs; the same ones at every call."""
@@ -91,10 +101,12 @@ def single_node_model(
         None if array is None else ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
         for name, array in case.arrays().items()
     ]
-    outputs = [ir.val(name, ir.DataType.from_numpy(DTYPES[dtype])) for name, dtype in case.outputs.items()]
+    outputs = [ir.val(name, ir.DataType.from_numpy(DTYPES[dtype])) for name, dtype in case.made.items()]
     for value, shape in zip(outputs, shapes or (), strict=shapes is not None):
         value.shape = ir.Shape(shape)
-    node = ir.node(operator, inputs, dict(case.attributes), domain=DOMAIN, name="the_node", outputs=outputs)
+    given = iter(outputs)
+    slots = [ir.Value(name="") if dtype is None else next(given) for dtype in case.outputs.values()]
+    node = ir.node(operator, inputs, dict(case.attributes), domain=DOMAIN, name="the_node", outputs=slots)
     present = [value for value in inputs if value is not None]
     graph = ir.Graph(present, outputs, nodes=[node], opset_imports={"": opset, DOMAIN: 1}, name=case.name)
     return ir.Model(graph, ir_version=10)

@@ -62,11 +62,11 @@ def repeated(model: ir.Model, arrays: Mapping[str, np.ndarray], copies: int) -> 
     inputs = dict(arrays)
     for i in range(1, copies):
         sources = [x and ir.val(f"{x.name}_{i}", x.dtype, x.shape) for x in node.inputs]
-        outputs = [ir.val(f"{x.name}_{i}", x.dtype) for x in node.outputs]
+        outputs = [ir.val(x.name and f"{x.name}_{i}", x.dtype) for x in node.outputs]
         attributes = node.attributes.values()
         model.graph.append(ir.Node(node.domain, node.op_type, sources, attributes, outputs=outputs, name=f"node_{i}"))
         model.graph.inputs.extend(x for x in sources if x is not None)
-        model.graph.outputs.extend(outputs)
+        model.graph.outputs.extend(x for x in outputs if x.name)
         inputs |= {f"{name}_{i}": array for name, array in arrays.items()}
     return model, inputs
 

@@ -53,12 +53,21 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth) {
+Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth, DType activations) {
+  require(tensor.dtype == activations || (activations == DType::kFloat32 && tensor.dtype == DType::kBFloat16), name,
+          " is ", dtype_name(tensor.dtype), ", expected ", dtype_name(activations),
+          activations == DType::kFloat32 ? " or bfloat16" : "");
   const Shape& shape = tensor.shape;
   const bool packed = shape.rank() == 3;
   const bool fits = packed ? shape[1] == depth && shape[2] == kPanel : shape.rank() == 2 && shape[0] == depth;
   require(fits, name, " is ", shape, ", expected [", depth, ",N] or packed panels [N/32,", depth, ",32]");
   return {tensor.data, tensor.dtype, depth, packed ? shape[0] * kPanel : shape[1], packed};
+}
+
+Dim columns_of(const TensorType& weight) {
+  if (weight.dims.size() != 3) return weight.dims.back();
+  const Dim& panels = weight.dims.front();
+  return panels.known() ? Dim{panels.size * kPanel, ""} : Dim::unknown();
 }
 
 TileLayout::TileLayout(int64_t rows, int64_t depth) : rows(rows), depth(depth) { ONNXFUSE_KERNEL(cut)(*this); }

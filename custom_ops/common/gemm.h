@@ -15,6 +15,7 @@
 #include <algorithm>
 
 #include "common/context.h"
+#include "common/shape_inference.h"
 
 namespace onnxfuse {
 
@@ -29,8 +30,12 @@ struct Weight {
   int64_t panels() const { return (columns + kPanel - 1) / kPanel; }
 };
 
-// Reads the layout of a weight off its rank; fails if it is neither, or if K is not `depth`.
-Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth);
+// Reads the layout of a weight off its rank; fails if it is neither, if K is not `depth`, or if its dtype is not that of
+// the activations: but float32 ones may be multiplied by bfloat16 weights.
+Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth, DType activations);
+
+// N of a weight of which the type is known.
+Dim columns_of(const TensorType& weight);
 
 // How A: [M, K] lies in memory for the kernels: [slices of K][tiles of rows][rows of a tile][row_stride], float32.
 // The rows are spread evenly over the tiles. A slice is a multiple of kPanel, so the columns of a panel lie together.
@@ -96,16 +101,20 @@ void copy_rows(const Context& context, const T* a, const TileLayout& layout, flo
   });
 }
 
-// Calls epilogue(block), in parallel, for blocks that cover A @ W for each of `count` weights of equal N.
-// The epilogue must not throw.
+// At 64 GFLOP/s a thread, or 16 GB/s of weights.
+inline double product_nanoseconds(const TileLayout& layout, const Weight& weight) {
+  const double values = static_cast<double>(layout.depth) * static_cast<double>(weight.columns);
+  return values * static_cast<double>(layout.rows) / 32 + values / 4;
+}
+
+// Calls epilogue(block), in parallel, for blocks that cover A @ W for each of `count` weights of equal N and dtype, the
+// sums of all of them in one block. The epilogue must not throw.
 template <class Epilogue>
 void for_each_block(const Context& context, const TileLayout& layout, const float* a, const Weight* weights,
                     int64_t count, const Epilogue& epilogue) {
   const GemmPlan plan(layout, weights->panels());
   if (plan.blocks() == 0) return;
-  // At 64 GFLOP/s a thread, or 16 GB/s of weights.
-  const double values = static_cast<double>(layout.depth * count) * static_cast<double>(weights->columns);
-  const double nanoseconds = values * static_cast<double>(layout.rows) / 32 + values / 4;
+  const double nanoseconds = product_nanoseconds(layout, *weights) * static_cast<double>(count);
   context.parallel_for(plan.blocks(), nanoseconds / static_cast<double>(plan.blocks()),
                        [&](int64_t begin, int64_t end) {
                          for (int64_t i = begin; i < end; ++i) {
@@ -114,6 +123,32 @@ void for_each_block(const Context& context, const TileLayout& layout, const floa
                            epilogue(block);
                          }
                        });
+}
+
+// Calls epilogue(i, block), in parallel, for blocks that cover A @ W of weight i, for each of `count` weights of any N.
+// The epilogue must not throw.
+template <class Epilogue>
+void for_each_block_of_each(const Context& context, const TileLayout& layout, const float* a, const Weight* weights,
+                            int64_t count, const Epilogue& epilogue) {
+  int64_t blocks = 0;
+  double nanoseconds = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    blocks += GemmPlan(layout, weights[i].panels()).blocks();
+    nanoseconds += product_nanoseconds(layout, weights[i]);
+  }
+  if (blocks == 0) return;
+  context.parallel_for(blocks, nanoseconds / static_cast<double>(blocks), [&](int64_t begin, int64_t end) {
+    int64_t first = 0;  // block of weight i
+    for (int64_t i = 0; i < count && first < end; ++i) {
+      const GemmPlan plan(layout, weights[i].panels());
+      for (int64_t j = std::max(begin, first); j < std::min(end, first + plan.blocks()); ++j) {
+        GemmBlock block = plan.block(j - first);
+        multiply(layout, a, weights + i, 1, block);
+        epilogue(i, block);
+      }
+      first += plan.blocks();
+    }
+  });
 }
 
 }  // namespace onnxfuse

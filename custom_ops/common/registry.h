@@ -44,7 +44,8 @@ template <typename T>
 constexpr Port optional(const char* name) {
   return {name, kDTypeOf<T>, ort::kOptional};
 }
-// An optional input of any dtype; compute() looks at the dtype.
+// An input of any dtype; compute() looks at the dtype.
+constexpr Port any(const char* name) { return {name, DType::kAny, ort::kRequired}; }
 constexpr Port optional_any(const char* name) { return {name, DType::kAny, ort::kOptional}; }
 
 // One operator for one mix of dtypes and one execution provider, as a link of the list that RegisterCustomOps walks.

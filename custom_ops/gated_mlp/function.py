@@ -22,21 +22,13 @@ def function(
     """y = (act(x Wg + bg) * (x Wu + bu)) Wd + bd"""
 
     def project(value: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-        product = op.MatMul(value, _unpacked(op, weight))
+        product = op.MatMul(value, op.matrix(weight))
         return product if bias is None else op.Add(product, op.float32(bias))
 
     h = op.float32(x)
     gate = _activated(op, project(h, gate_weight, gate_bias))
     y = project(op.Mul(gate, project(h, up_weight, up_bias)), down_weight, down_bias)
     return {"y": op.rounded(y, like=x)}
-
-
-def _unpacked(op: Body, weight: ir.Value) -> ir.Value:
-    """The weight as float32 [K, N]. ONNX Runtime folds this where the weight is an initializer."""
-    wide = op.float32(weight)
-    if op.rank(weight) == 2:
-        return wide
-    return op.Reshape(op.Transpose(wide, perm=[1, 0, 2]), op.constant([0, -1]))
 
 
 def _activated(op: Body, z: ir.Value) -> ir.Value:

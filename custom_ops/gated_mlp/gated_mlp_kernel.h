@@ -1,4 +1,5 @@
 // What is done to the sums of the matrix products of GatedMLP, see gated_mlp.h.
+#include "common/round_kernel.h"
 
 // The standard normal distribution function, (1 + erf(x / sqrt 2)) / 2. For t = |x| it is e^(-t^2/2) q(t) or one minus
 // that, with q(t) = p(s) / (t + 2.5) and s = (t - 2.5) / (t + 2.5); p was fitted over 0 <= t <= 15 to 1.5e-8 relative.
@@ -43,23 +44,6 @@ void gate_block(const GemmBlock& block, const T* gate_bias, const T* up_bias, co
         if (gate_bias != nullptr) g = g + load(gate_bias + first + j, lanes);
         if (up_bias != nullptr) u = u + load(up_bias + first + j, lanes);
         store(out + layout.column_offset(first) + j, activate<kActivation>(g) * u, lanes);
-      });
-    }
-  }
-}
-
-// Writes the sums + bias to the block's rows and columns of y: [M, columns].
-template <typename T>
-void round_block(const GemmBlock& block, const T* bias, T* y, int64_t columns) {
-  for (int64_t panel = block.first_panel; panel < block.first_panel + block.panels; ++panel) {
-    const int64_t first = panel * kPanel, count = std::min(kPanel, columns - first);
-    for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
-      const float* sums = block.row(0, panel, row);
-      T* out = y + row * columns + first;
-      for_lanes(count, [&](int64_t j, auto lanes) {
-        Vec sum = load(sums + j, lanes);
-        if (bias != nullptr) sum = sum + load(bias + first + j, lanes);
-        store(out + j, sum, lanes);
       });
     }
   }

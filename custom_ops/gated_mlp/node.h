@@ -28,12 +28,7 @@ class GatedMLPNode {
     auto y = shapes.input(0);
     const auto down = shapes.input(3);
     if (!y || !down) return;
-    Dim columns = down->dims.back();
-    if (down->dims.size() == 3) {
-      columns = down->dims.front();
-      columns = columns.known() ? Dim{columns.size * kPanel, ""} : Dim::unknown();
-    }
-    y->dims.back() = columns;
+    y->dims.back() = columns_of(*down);
     shapes.output(0, y->dtype, y->dims);
   }
 
@@ -55,11 +50,11 @@ class GatedMLPNode {
     a.x = x.data;
     a.width = x.shape[-1];
     a.rows = x.shape.count(0, x.shape.rank() - 1);
-    a.gate = weight_of(context.input(1), "gate_weight", a.width);
-    a.up = weight_of(context.input(2), "up_weight", a.width);
+    a.gate = weight_of(context.input(1), "gate_weight", a.width, kDTypeOf<T>);
+    a.up = weight_of(context.input(2), "up_weight", a.width, kDTypeOf<T>);
     require(a.up.columns == a.gate.columns, "up_weight has ", a.up.columns, " columns, gate_weight has ",
             a.gate.columns, ": expected equal numbers");
-    a.down = weight_of(context.input(3), "down_weight", a.gate.columns);
+    a.down = weight_of(context.input(3), "down_weight", a.gate.columns, kDTypeOf<T>);
     a.gate_bias = bias_of(context, 4, a.gate.columns);
     a.up_bias = bias_of(context, 5, a.gate.columns);
     a.down_bias = bias_of(context, 6, a.down.columns);

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxfuse import dims
+from onnxfuse.dims import Size
 from onnxfuse.shapes.fact import (
     Call,
     Fact,
@@ -20,7 +21,25 @@ def gated_mlp(call: Call) -> Fact:
     x, down = call[0].shape, call[3].shape
     if x is None or down is None:
         return Fact(call[0].dtype)
-    return Fact(call[0].dtype, (*x[:-1], down[-1] if len(down) == 2 else down[0] * down[2]))
+    return Fact(call[0].dtype, (*x[:-1], _columns(down)))
+
+
+@rule("Linear")
+def linear(call: Call) -> Sequence[Fact]:
+    if call.node.domain != "onnxfuse":
+        return []
+    x = call[0]
+    facts = []
+    for index in (3, 5, 7):
+        weight = call[index].shape if call.has(index) else None
+        known = x.shape is not None and weight is not None
+        facts.append(Fact(x.dtype, (*x.shape[:-1], _columns(weight)) if known else None))
+    return [*facts, x][: len(call.node.outputs)]
+
+
+def _columns(weight: Shape) -> Size:
+    """N of a weight [K, N] or of packed panels [N/32, K, 32]."""
+    return weight[-1] if len(weight) == 2 else weight[0] * weight[2]
 
 
 @rule("RotaryTable")

@@ -1,0 +1,144 @@
+"""Cases of Linear."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from onnxfuse.custom_ops.case import EPSILON, Case, Random
+from onnxfuse.custom_ops.packing import packed_shape
+
+# T and the dtype of the weights.
+DTYPES = [("float32", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+
+# Around every tile height of every target, then blocks of rows and what is normalised at a time.
+ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 241, 481]
+# K and the N of every weight: odd and tiny; around a panel (32) and a slice of the depth (128, 256); several slices.
+PLAIN = [(1, (1,)), (7, (5, 3, 9)), (31, (33, 65)), (129, (127,)), (300, (257, 95, 31)), (513, (40,))]
+PACKED = [(1, (32,)), (7, (64, 96, 32)), (129, (160,)), (300, (320, 64, 64)), (128, (32, 96))]
+# Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
+VECTORS = (264, (352, 88, 88))
+VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260]
+# skip, norm_weight
+FRONTS = [(False, False), (False, True), (True, True), (True, False)]
+QKV_7B = (4096, (4096, 4096, 4096))
+QKV_1B = (2048, (2048, 512, 512))
+OUTPUT_7B = (4096, (4096,))
+LOGITS_7B = (4096, (32000,))
+
+
+def case(
+    rows: tuple[int, ...],
+    widths: tuple[int, Sequence[int]],
+    dtypes: tuple[str, str],
+    *,
+    skip: bool = False,
+    norm: bool = False,
+    norm_dtype: str | None = None,
+    packed: bool | Sequence[bool] = False,
+    biases: Sequence[int] = (),
+    reads_sum: bool = True,
+    benchmark: bool = False,
+    device: str | None = None,
+) -> Case:
+    """One case. Weights are scaled so that every product is of the order of h; `biases` are the products that have one.
+
+    `packed` tells the layout of all weights or of each, `reads_sum` whether the node has the output sum.
+    """
+    dtype, weight_dtype = dtypes
+    depth, columns = widths
+    layouts = [packed] * len(columns) if isinstance(packed, bool) else packed
+    inputs: dict[str, Random | None] = {
+        "x": Random((*rows, depth), dtype),
+        "skip": Random((*rows, depth), dtype) if skip else None,
+        "norm_weight": Random((depth,), norm_dtype or dtype) if norm else None,
+    }
+    for i in range(3):
+        shape = (depth, columns[i]) if i < len(columns) else None
+        layout = packed_shape(shape) if shape and layouts[i] else shape
+        inputs[f"weight_{i}"] = Random(layout, weight_dtype, 1 / math.sqrt(max(depth, 1))) if layout else None
+        inputs[f"bias_{i}"] = Random((columns[i],), dtype) if shape and i in biases else None
+    outputs = {f"y_{i}": dtype if i < len(columns) else None for i in range(3)}
+    outputs["sum"] = dtype if skip and reads_sum else None
+    while list(outputs.values())[-1] is None:
+        outputs.popitem()
+    # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
+    # of the order of sqrt(K) half units; 8 covers the largest of some 10^5 results. For a small K results are far from
+    # 1: the largest of a product of three normal numbers is some 30.
+    tails = (1 + 2.2 / math.sqrt(max(depth, 1))) ** 2
+    # x + skip is twice as large in the mean square, the norm makes that 1 again, and its own error is a few units.
+    size = math.sqrt(2) if skip and not norm else 1
+    absolute = 8 * math.sqrt(depth) * EPSILON["float32"] / 2
+    if norm:
+        # h is rounded to T: errors of up to half a unit and of either sign in a sum of K terms make half a unit of the
+        # result on average; 5 covers the largest of some 10^5.
+        absolute += 5 * EPSILON[dtype] / 2
+    return Case(
+        name="_".join(
+            [
+                "x".join(map(str, (*rows, depth))),
+                "+".join(f"{n}{'packed' * layout}" for n, layout in zip(columns, layouts, strict=True)),
+                *dict.fromkeys(dtypes),
+                "skip" * skip + "norm" * norm + (norm_dtype or ""),
+                "biases" + "".join(map(str, biases)),
+            ]
+        ),
+        inputs=inputs,
+        outputs=outputs,
+        attributes={"epsilon": 1e-5} if norm else {},
+        relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
+        absolute=absolute * tails * size,
+        benchmark=benchmark,
+        device=device,
+        flops=2.0 * math.prod(rows) * depth * sum(columns) if math.prod(rows) > 32 else 0.0,
+    )
+
+
+def cases() -> Iterator[Case]:
+    """Every height of tile, mixes of weights, layouts, biases and what is in front, then the shapes of Llama."""
+    for dtypes, rounds in zip(DTYPES, (2, 1, 1, 2), strict=True):
+        mixes = zip(itertools.cycle(PLAIN), itertools.cycle(PACKED), itertools.cycle(FRONTS), strict=False)
+        for i, (rows, (plain, packed, (skip, norm))) in enumerate(zip(ROWS * rounds, mixes, strict=False)):
+            widths = packed if i % 2 else plain
+            biases = [(), (0, 2), (1,)][i % 3]
+            yield case((rows,), widths, dtypes, skip=skip, norm=norm, packed=i % 2 == 1, biases=biases)
+        for rows, (skip, norm) in zip(VECTOR_ROWS, itertools.cycle(FRONTS), strict=False):
+            yield case((rows,), VECTORS, dtypes, skip=skip, norm=norm, norm_dtype="float32" if rows % 2 else None)
+            yield case((rows,), (264, (352,)), dtypes, skip=skip, norm=norm, packed=True, biases=(0,))
+        yield case((2, 3), (64, (32, 40, 64)), dtypes, packed=(True, False, True), biases=(0, 1, 2), norm=True)
+        yield case((2, 0, 3), (64, (32, 32)), dtypes, skip=True, norm=True)
+        yield case((3,), (0, (32,)), dtypes, biases=(0,))
+        yield case((3,), (16, (0, 8)), dtypes)
+        for front in ((True, True), (True, False)):
+            yield case((7,), (40, (24,)), dtypes, skip=front[0], norm=front[1], reads_sum=False)
+    yield case((), (40, (24, 8)), ("float32", "float32"), skip=True, norm=True)
+    for (weights, front), dtypes, rows in itertools.product(
+        [(QKV_7B, True), (OUTPUT_7B, False)], (DTYPES[0], DTYPES[3], DTYPES[1]), (1, 4, 16, 128, 512)
+    ):
+        yield case((1, rows), weights, dtypes, norm=front, packed=True, benchmark=True, device="cpu")
+    for widths, dtypes, rows in itertools.product((QKV_7B, QKV_1B, OUTPUT_7B, LOGITS_7B), DTYPES[1:3], (1, 4, 16, 128)):
+        yield case((1, rows), widths, dtypes, skip=True, norm=True, benchmark=True, device="cuda")
+
+
+def refused() -> Iterator[tuple[Case, str]]:
+    """Inputs that the kernel refuses, and what it says."""
+    good = case((2, 3), (8, (64, 32)), ("float32", "float32"), skip=True, norm=True, biases=(0, 1))
+
+    def bad(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Case:
+        return replace(good, inputs={**good.inputs, name: Random(shape, dtype)}, name=f"{name} {shape} {dtype}")
+
+    yield bad("x", ()), "x is a scalar"
+    yield bad("skip", (3, 8)), "skip is [3,8], expected the shape of x, [2,3,8]"
+    yield bad("norm_weight", (9,)), "norm_weight is [9], expected [8], the last dimension of x"
+    yield bad("norm_weight", (8,), "float16"), "norm_weight is float16, expected float32"
+    yield bad("weight_0", (9, 64)), "weight_0 is [9,64], expected [8,N] or packed panels [N/32,8,32]"
+    yield bad("weight_1", (2, 8, 16)), "weight_1 is [2,8,16], expected [8,N] or packed panels [N/32,8,32]"
+    yield bad("weight_1", (8, 32), "float16"), "weight_1 is float16, expected float32 or bfloat16"
+    yield bad("bias_0", (63,)), "bias_0 is [63], expected [64]"
+    yield bad("bias_1", (1, 32)), "bias_1 is [1,32], expected [32]"
+    half = case((2, 3), (8, (64,)), ("float16", "float32"))
+    yield replace(half, name="float32 weight"), "weight_0 is float32, expected float16"
+    yield replace(good, attributes={}, name="no epsilon"), "attribute epsilon is missing, expected with norm_weight"
+    yield replace(good, attributes={"epsilon": 1}, name="epsilon type"), "attribute epsilon is not a float"

@@ -1,0 +1,41 @@
+"""Linear in standard ONNX operators."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxfuse.custom_ops.body import Body
+
+
+def function(
+    op: Body,
+    x: ir.Value,
+    skip: ir.Value | None,
+    norm_weight: ir.Value | None,
+    weight_0: ir.Value,
+    bias_0: ir.Value | None,
+    weight_1: ir.Value | None,
+    bias_1: ir.Value | None,
+    weight_2: ir.Value | None,
+    bias_2: ir.Value | None,
+) -> dict[str, ir.Value]:
+    """y_i = h W_i + b_i; sum = x + skip; h = sum / sqrt(mean(sum^2) + epsilon) * norm_weight"""
+    total = x
+    h = op.float32(x)
+    if skip is not None:
+        total = op.rounded(op.Add(h, op.float32(skip)), like=x)
+        h = op.widened(total, like=x)
+    if norm_weight is not None:
+        mean_square = op.reduce("ReduceMean", op.Mul(h, h), axis=-1)
+        rms = op.Sqrt(op.Add(mean_square, op.attribute("epsilon")))
+        h = op.Mul(op.Div(h, rms), op.float32(norm_weight))
+
+    def product(weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        y = op.MatMul(h, op.matrix(weight))
+        return op.rounded(y if bias is None else op.Add(y, op.float32(bias)), like=x)
+
+    outputs = {"y_0": product(weight_0, bias_0)}
+    # A function makes every output before the last one that a node has: one without a weight is a copy nobody reads.
+    outputs["y_1"] = op.Identity(outputs["y_0"]) if weight_1 is None else product(weight_1, bias_1)
+    outputs["y_2"] = op.Identity(outputs["y_0"]) if weight_2 is None else product(weight_2, bias_2)
+    return {**outputs, "sum": total}
