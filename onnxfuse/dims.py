@@ -51,6 +51,10 @@ class Dim:
         return isinstance(other, Dim) and self.terms == other.terms
 
     def __repr__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         def text(monomial: tuple[Atom, ...], factor: int) -> str:
             name = "*".join(map(repr, monomial))
             return str(factor) if not monomial else name if factor == 1 else f"{factor}*{name}"

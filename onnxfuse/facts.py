@@ -1,9 +1,12 @@
 """What is known about a value: dtype, symbolic shape, constant or symbolic content. The only module asked about these.
 
-A rewrite never changes what a value is, so a fact once found holds for as long as the value lives.
+A rewrite never changes what a value is, so a fact once found holds for as long as the value lives. Equal facts are one
+object, so that what an operator makes of them is derived once, not once a layer.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +26,10 @@ _CONSTANT_ATTRIBUTES = {
 }
 
 
+_NUMBERS = {ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING}
+_PLAIN = _NUMBERS | {ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS}
+
+
 class Facts:
     """Answers questions about the values of one model; an answer may be None ("unknown"), never wrong."""
 
@@ -31,6 +38,9 @@ class Facts:
         self.opset = model.opset_imports.get("", 1)
         self.memory: dict[object, dict] = {}  # what other modules found out about values, by the function that did
         self._facts: dict[ir.Value, Fact] = {}
+        self._contents: dict[ir.Value, np.ndarray] = {}  # of small constants
+        self._shared: dict[tuple, Fact] = {}  # the one object for each fact
+        self._derived: dict[tuple, list[Fact]] = {}  # what a kind of node makes of its inputs' facts
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """The element type of `value`."""
@@ -67,10 +77,15 @@ class Facts:
         return self.tensor(value) is not None
 
     def constant(self, value: ir.Value) -> np.ndarray | None:
-        """The content of a small constant, or of an integer tensor whose entries are all known."""
+        """The content of a small constant, or of an integer tensor whose entries are all known: not to be changed."""
+        content = self._contents.get(value)
+        if content is not None:
+            return content
         tensor = self.tensor(value)
         if tensor is not None:
-            return tensor.numpy() if tensor.size <= SMALL else None
+            if tensor.size <= SMALL:
+                self._contents[value] = content = tensor.numpy()
+            return content
         fact = self.fact(value)
         entries = fact.integers()
         if entries is None or not all(isinstance(e, int) for e in entries):
@@ -104,22 +119,55 @@ class Facts:
     def _infer(self, value: ir.Value, producer: ir.Node | None) -> None:
         tensor = self.tensor(value)
         if tensor is not None:
-            self._facts[value] = _constant_fact(tensor)
+            self._facts[value] = self._one(_constant_fact(tensor))
         elif producer is None:
-            self._facts[value] = _input_fact(value)
+            self._facts[value] = self._one(_input_fact(value))
         else:
             self._infer_node(producer)
 
     def _infer_node(self, node: ir.Node) -> None:
-        rule = RULES.get(node.op_type) if node.domain in RULED_DOMAINS else None
-        inferred: list[Fact] = []
-        if rule is not None:
-            inputs = tuple(None if i is None else self._facts[i] for i in node.inputs)
-            result = rule(Call(node, inputs, self.opset))
-            inferred = [result] if isinstance(result, Fact) else list(result or ())
+        inferred = self._outputs(node)
         for index, output in enumerate(node.outputs):
             fact = inferred[index] if index < len(inferred) else UNKNOWN
-            self._facts[output] = _with_declared(output, fact)
+            if fact.dtype is None or fact.shape is None:
+                fact = self._one(_with_declared(output, fact))
+            self._facts[output] = fact
+
+    def _outputs(self, node: ir.Node) -> list[Fact]:
+        rule = RULES.get(node.op_type) if node.domain in RULED_DOMAINS else None
+        if rule is None:
+            return []
+        inputs = tuple(None if i is None else self._facts[i] for i in node.inputs)
+        attributes = _plain_attributes(node)
+        key = None
+        if attributes is not None:
+            key = (node.op_type, node.domain, len(node.outputs), attributes, *map(id, inputs))
+            known = self._derived.get(key)
+            if known is not None:
+                return known
+        call = Call(node, inputs, self.opset)
+        result = rule(call)
+        inferred = [self._one(fact) for fact in ([result] if isinstance(result, Fact) else result or ())]
+        if key is not None and not call.names_sizes:
+            self._derived[key] = inferred
+        return inferred
+
+    def _one(self, fact: Fact) -> Fact:
+        """The object that stands for all facts equal to `fact`."""
+        content = fact.content
+        entries = None if content is None else (content.shape, *((type(e), e) for e in content.reshape(-1)))
+        return self._shared.setdefault((fact.dtype, fact.shape, entries), fact)
+
+
+def _plain_attributes(node: ir.Node) -> tuple | None:
+    """The attributes as something to look up, None where one is a tensor or a graph."""
+    found = []
+    for name, attribute in node.attributes.data.items():
+        if attribute.type not in _PLAIN or attribute.is_ref():
+            return None
+        value = attribute.value
+        found.append((name, value if attribute.type in _NUMBERS else tuple(value)))
+    return tuple(found)
 
 
 def _with_declared(value: ir.Value, fact: Fact) -> Fact:
@@ -135,7 +183,7 @@ def _with_declared(value: ir.Value, fact: Fact) -> Fact:
 def _constant_fact(tensor: ir.TensorProtocol) -> Fact:
     shape = tuple(int(d) for d in tensor.shape)
     content = None
-    if is_followed(tensor.dtype) and tensor.size <= CONTENT_LIMIT:
+    if is_followed(tensor.dtype) and math.prod(shape) <= CONTENT_LIMIT:
         content = tensor.numpy().astype(object)
     return Fact(tensor.dtype, shape, content)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -35,22 +36,25 @@ class Fact:
 
     def integers(self) -> list[Size] | None:
         """The content as a flat list, if all of it is known."""
-        if self.content is None:
-            return None
-        flat = list(self.content.reshape(-1))
+        return None if self.content is None or self._entries is None else list(self._entries)
+
+    @cached_property
+    def _entries(self) -> tuple[Size, ...] | None:
+        flat = tuple(self.content.reshape(-1))
         return None if any(entry is None for entry in flat) else flat
 
 
 UNKNOWN = Fact()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """A node and the facts of its inputs (None for an absent one)."""
 
     node: ir.Node
     inputs: tuple[Fact | None, ...]
     opset: int
+    names_sizes: bool = False  # whether the answer has sizes named after this node
 
     def __getitem__(self, index: int) -> Fact:
         fact = self.inputs[index] if index < len(self.inputs) else None
@@ -72,6 +76,7 @@ class Call:
 
     def fresh(self, rank: int, output: int = 0) -> Shape:
         """A shape of which only the rank is known."""
+        self.names_sizes = True
         name = self.node.outputs[output].name
         return tuple(dims.symbol(f"{name}:{axis}") for axis in range(rank))
 

@@ -1,0 +1,52 @@
+"""Facts are derived once for all nodes that must give the same, and never shared by nodes that need not."""
+
+from graphs import model_of
+
+from onnxfuse.facts import Facts
+
+
+def facts_of(body: str, inputs: str, outputs: str, constants: str = ""):
+    model = model_of(body, inputs, outputs, constants)
+    facts = Facts(model)
+    return facts, {value.name: value for node in model.graph for value in node.outputs}
+
+
+def test_the_same_operator_on_equal_facts_gives_one_fact():
+    facts, values = facts_of(
+        "a = Relu(x) b = Relu(y) s = Transpose<perm=[1,0]>(a) t = Transpose<perm=[1,0]>(b)",
+        "float[B,8] x, float[B,8] y",
+        "float[8,B] s, float[8,B] t",
+    )
+    assert facts.fact(values["s"]) is facts.fact(values["t"])
+
+
+def test_attributes_tell_facts_apart():
+    facts, values = facts_of(
+        "a = Transpose<perm=[1,0,2]>(x) b = Transpose<perm=[0,2,1]>(x)",
+        "float[2,3,4] x",
+        "float[M,N,K] a, float[O,P,Q] b",
+    )
+    assert facts.shape(values["a"]) == (3, 2, 4)
+    assert facts.shape(values["b"]) == (2, 4, 3)
+
+
+def test_sizes_known_at_run_time_only_are_not_taken_to_be_equal():
+    facts, values = facts_of(
+        "a = Relu(x) b = Relu(x) s = Reshape(a, p) t = Reshape(b, q)",
+        "float[N] x, int64[2] p, int64[2] q",
+        "float[I,J] s, float[K,L] t",
+    )
+    s, t = facts.shape(values["s"]), facts.shape(values["t"])
+    assert len(s) == len(t) == 2 and not set(s) & set(t)
+
+
+def test_truth_values_and_integers_are_different_contents():
+    facts, values = facts_of(
+        "a = Cast<to=7>(yes) b = Identity(one) c = Identity(yes)",
+        "float x",
+        "int64 a, int64 b, bool c",
+        "bool yes = {1}, int64 one = {1}",
+    )
+    assert facts.content(values["a"]) == facts.content(values["b"]) == [1]
+    assert facts.fact(values["c"]) is not facts.fact(values["b"])
+    assert facts.content(values["c"]) == [True]
