@@ -6,7 +6,7 @@ gave up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,23 +18,23 @@ from onnxfuse.facts import Facts
 from onnxfuse.fusion import Fusion, node_text, value_text
 from onnxfuse.matcher import Search, StepLimitReached
 from onnxfuse.mismatch import ABSENT, Mismatch
-from onnxfuse.pattern import Absent, Const, Either, Guard, Input, Location, Node, OpId, Out, Pattern, walk
+from onnxfuse.order import Places
+from onnxfuse.pattern import Absent, Const, Either, Guard, Input, Location, Node, Out, Pattern, walk
 
 LEAST_MATCHED = 2  # one operator alone resembles everything
 
 
 def near_misses(
-    fusion: Fusion, nodes: Sequence[ir.Node], aligner: Aligner, explained: Iterable[ir.Node] = ()
+    fusion: Fusion, places: Places, aligner: Aligner, explained: Iterable[ir.Node] = ()
 ) -> list[tuple[ir.Node, NearMiss]]:
-    """The places among `nodes` where at least half of `fusion` was found, closest first.
+    """The `places` where at least half of `fusion` was found, closest first.
 
     A place that lies mostly inside another one, or among the `explained` nodes, is left out.
     """
     least = max(LEAST_MATCHED, fusion.size / 2)
     close: list[tuple[Alignment, ir.Value]] = []
-    places = _Places(nodes)
     telling = [part.node for part in walk(fusion.roots[0]) if isinstance(part, Out) and tells(part.node)]
-    if any(map(tells, fusion.roots[0].mandatory)) and not any(map(places.have, telling)):
+    if any(map(tells, fusion.roots[0].mandatory)) and not any(wanted.heads & places.operators for wanted in telling):
         return []  # no place can be characteristic, as in a graph that is fused already
     for node in places.of(fusion.heads):
         for value in node.outputs:
@@ -65,25 +65,8 @@ def near_misses(
     return found
 
 
-class _Places:
-    """Nodes by their operator."""
-
-    def __init__(self, nodes: Iterable[ir.Node]) -> None:
-        self._by_operator: dict[OpId, list[tuple[int, ir.Node]]] = {}
-        for position, node in enumerate(nodes):
-            self._by_operator.setdefault((node.domain, node.op_type), []).append((position, node))
-
-    def have(self, wanted: Node) -> bool:
-        """Whether any node is of an operator of `wanted`."""
-        return any(operator in self._by_operator for operator in wanted.ops)
-
-    def of(self, heads: Iterable[OpId]) -> list[ir.Node]:
-        """Those of these operators, in the order given."""
-        return [node for _, node in sorted(place for head in heads for place in self._by_operator.get(head, ()))]
-
-
 def _severed(
-    fusion: Fusion, places: _Places, aligner: Aligner, least: float
+    fusion: Fusion, places: Places, aligner: Aligner, least: float
 ) -> Iterator[tuple[Alignment, ir.Value, Failure]]:
     """Where all that an operator of the pattern reads is there, but nothing of its kind reads it.
 
@@ -93,7 +76,7 @@ def _severed(
         inside = [inner.node for inner in walk(part) if isinstance(inner, Out)]
         if part.heads is None or len(inside) < least or not any(map(tells, inside)):
             continue
-        if not all(map(places.have, part.mandatory)):
+        if not all(wanted.heads & places.operators for wanted in part.mandatory):
             continue
         for node in places.of(part.heads):
             value = node.outputs[0]

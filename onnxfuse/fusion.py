@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxfuse import operators
 from onnxfuse.facts import Facts
 from onnxfuse.matcher import STEP_LIMIT, Search
+from onnxfuse.operators import OpId
 from onnxfuse.pattern import (
     Attribute,
     Either,
@@ -25,6 +26,7 @@ from onnxfuse.pattern import (
     PatternError,
     as_pattern,
     distances,
+    heads_among,
     walk,
 )
 
@@ -126,6 +128,11 @@ class Fusion:
                     text = reason() if callable(reason) else reason.format(m=match)
                     return text, where_text(Location(check.__code__.co_filename, conditions.gi_frame.f_lineno))
         return None
+
+    def heads_among(self, operators: Set[OpId]) -> frozenset[OpId]:
+        """Those of `operators` that the root can be in a graph that has no others; none if it can't match there."""
+        heads = [heads_among(root, operators) for root in self.roots]
+        return heads[0] if all(found is None or found for found in heads) else frozenset()
 
     def matches(self, value: ir.Value, facts: Facts, limit: int = STEP_LIMIT) -> Iterator[Match]:
         """Every way in which `value` is the fusion's first output."""

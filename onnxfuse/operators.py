@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 
+OpId = tuple[str, str]  # domain, operator type
+
 COMMUTATIVE = frozenset({"Add", "Mul", "Min", "Max", "And", "Or", "Xor", "Equal"})
 
 # Dear to compute: such a node must not stay beside the fused node that computes the same again.

@@ -1,11 +1,14 @@
-"""The order of nodes: who comes before whom, where a new node may stand, who depends on whom."""
+"""The order of nodes: who comes before whom, where a new node may stand, who depends on whom, where operators are."""
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import onnx_ir as ir
+
+from onnxfuse.operators import OpId
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -34,6 +37,25 @@ def is_sorted(graph: ir.Graph) -> bool:
                 return False
         before.add(node)
     return True
+
+
+class Places:
+    """Nodes by their operator."""
+
+    def __init__(self, nodes: Iterable[ir.Node]) -> None:
+        self._by_operator: dict[OpId, list[tuple[int, ir.Node]]] = defaultdict(list)
+        for position, node in enumerate(nodes):
+            self._by_operator[node.domain, node.op_type].append((position, node))
+
+    @property
+    def operators(self) -> Set[OpId]:
+        """Those that are there."""
+        return self._by_operator.keys()
+
+    def of(self, operators: Iterable[OpId]) -> list[ir.Node]:
+        """The nodes of these operators, in the order given."""
+        found = [self._by_operator[operator] for operator in operators if operator in self._by_operator]
+        return [node for _, node in (found[0] if len(found) == 1 else sorted(itertools.chain(*found)))]
 
 
 class Order:

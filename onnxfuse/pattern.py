@@ -12,14 +12,14 @@ import difflib
 import functools
 import linecache
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxfuse import operators
+from onnxfuse.operators import OpId
 
-OpId = tuple[str, str]  # domain, operator type
 _ENGINE_FILES = {__file__, "<string>"}  # "<string>": the __init__ that dataclasses writes
 
 
@@ -363,6 +363,28 @@ def walk(*roots: Pattern) -> Iterator[Pattern]:
             seen.add(pattern)
             yield pattern
             stack.extend(reversed(pattern.parts()))
+
+
+def heads_among(root: Pattern, operators: Set[OpId]) -> frozenset[OpId] | None:
+    """Those of `operators` that can produce `root` in a graph that has no others; None: anything can.
+
+    Empty: `root` can't be in such a graph.
+    """
+    known: dict[Pattern, frozenset[OpId] | None] = {}
+
+    def heads(pattern: Pattern) -> frozenset[OpId] | None:
+        if pattern not in known:
+            parts = [heads(part) for part in pattern.parts()]
+            if isinstance(pattern, Out):
+                possible = all(part is None or part for part in parts)
+                known[pattern] = pattern.heads & operators if possible else frozenset()
+            elif isinstance(pattern, Either):
+                known[pattern] = None if None in parts else frozenset().union(*parts)
+            else:
+                known[pattern] = parts[0] if parts else None
+        return known[pattern]
+
+    return heads(root)
 
 
 def distances(root: Pattern) -> dict[Pattern, int]:

@@ -16,7 +16,7 @@ from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.fusion import STAGES, Fusion, Match, Refuse, node_text, where_text
 from onnxfuse.matcher import STEP_LIMIT, StepLimitReached
-from onnxfuse.order import Order
+from onnxfuse.order import Order, Places
 from onnxfuse.splice import Candidate, Names, computed_twice, obstacle, removable, splice
 
 Verify = Callable[[Candidate], str | None]
@@ -104,26 +104,26 @@ class _Run:
 
     def find_near_misses(self, fusions: Sequence[Fusion]) -> None:
         """Ask why the places that are still there resisted; refusals have said why already."""
-        nodes = self.order.consumers_first()
+        places = Places(self.order.consumers_first())
         aligner = Aligner(self.facts)
         for fusion in fusions:
-            self.missed += near_misses(fusion, nodes, aligner, self.explained[fusion.name])
+            self.missed += near_misses(fusion, places, aligner, self.explained[fusion.name])
 
     def stage(self, fusions: Sequence[Fusion]) -> None:
         """Try every fusion at every node, then again around what changed, until nothing does."""
         reach = max(fusion.height for fusion in fusions)
         anchors = self.order.consumers_first()
+        present: set[operators.OpId] = set()
         while anchors:
-            by_operator: dict[tuple[str, str], list[ir.Node]] = {}
-            for node in anchors:
-                by_operator.setdefault((node.domain, node.op_type), []).append(node)
-            rank = {node: index for index, node in enumerate(anchors)}
+            places = Places(anchors)
+            present |= places.operators
             changed: list[ir.Node] = []
             for fusion in fusions:
-                nodes = [node for head in fusion.heads for node in by_operator.get(head, ())]
-                for node in sorted(nodes, key=rank.__getitem__):
+                for node in places.of(fusion.heads_among(present)):
                     if node.graph is not None:
-                        changed.extend(self.attempt(fusion, node))
+                        made = self.attempt(fusion, node)
+                        changed.extend(made)
+                        present.update((new.domain, new.op_type) for new in made)
             anchors = self._around(changed, reach)
 
     def _around(self, changed: Sequence[ir.Node], reach: int) -> list[ir.Node]:

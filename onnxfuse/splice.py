@@ -39,17 +39,20 @@ class Candidate:
 def removable(match: Match, replaced: Iterable[ir.Value]) -> list[ir.Node]:
     """The nodes of `match`, within its root's graph, that nothing needs any more once `replaced` are replaced."""
     replaced = set(replaced)
-    removed: dict[ir.Node, None] = {}
-    pending = [node for node in match.nodes if node.graph is match.root.graph]
-    while True:
-        free = [node for node in pending if all(_is_free(output, replaced, removed) for output in node.outputs)]
-        if not free:
-            return list(removed)
-        removed.update(dict.fromkeys(free))
-        pending = [node for node in pending if node not in removed]
+    graph = match.root.graph
+    own = {node for node in match.nodes if node.graph is graph}
+    removed: set[ir.Node] = set()
+    pending = list(own)
+    while pending:
+        node = pending.pop()
+        if node not in removed and all(_is_free(output, replaced, removed) for output in node.outputs):
+            removed.add(node)
+            producers = (value.producer() for value in node.inputs if value is not None)
+            pending.extend(producer for producer in producers if producer in own)
+    return [node for node in match.nodes if node in removed]
 
 
-def _is_free(value: ir.Value, replaced: set[ir.Value], removed: dict[ir.Node, None]) -> bool:
+def _is_free(value: ir.Value, replaced: set[ir.Value], removed: set[ir.Node]) -> bool:
     if value in replaced:
         return True
     return not value.is_graph_output() and all(use.node in removed for use in value.uses())

@@ -111,3 +111,24 @@ def test_a_parameter_without_default_is_any_value():
 def test_a_default_shared_by_two_parameters_gives_two_captures():
     any_tensor = tensor()
     assert set(made_of(lambda x=any_tensor, y=any_tensor: x + y).captures) == {"x", "y"}
+
+
+def test_a_fusion_names_the_roots_it_can_have_among_the_operators_of_a_graph():
+    def pattern(x=tensor(), y=tensor()):
+        return op.Sqrt(x * y) | op.Exp(op.Softmax(x, axis=-1)) | op.Neg(x)
+
+    made = made_of(pattern)
+    every = {("", name) for name in ("Sqrt", "Mul", "Exp", "Softmax", "Neg", "Add")}
+    assert made.heads_among(every) == made.heads
+    assert made.heads_among(every - {("", "Softmax")}) == {("", "Sqrt"), ("", "Neg")}
+    assert made.heads_among({("", "Sqrt"), ("", "Exp"), ("", "Add")}) == set()
+
+
+def test_a_fusion_one_of_whose_outputs_can_not_be_there_has_no_root():
+    def pattern(x=tensor()):
+        h = op.Relu(x)
+        return op.Neg(h), op.Abs(h)
+
+    made = made_of(pattern)
+    assert made.heads_among({("", "Relu"), ("", "Neg")}) == set()
+    assert made.heads_among({("", "Relu"), ("", "Neg"), ("", "Abs")}) == {("", "Neg")}
