@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Callable
 from types import ModuleType
 
 import onnx_ir as ir
@@ -39,8 +40,8 @@ def body(node: ir.Node, opset: int) -> ir.Function:
     return Body(node, opset).build(part(node.op_type, "function").function)
 
 
-def attach(node: ir.Node, model: ir.Model) -> None:
+def attach(node: ir.Node, model: ir.Model, made_by: Callable[[ir.Node, int], ir.Function] = body) -> None:
     """Gives a fused node its function body, in the model that holds the node."""
-    function = body(node, model.opset_imports.get("", 1))
+    function = made_by(node, model.opset_imports.get("", 1))
     node.overload = function.overload
     model.functions[function.identifier()] = function

@@ -14,6 +14,7 @@ from onnxfuse.custom_ops.packing import is_packable, pack, packed_shape
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.facts import Facts
 from onnxfuse.operators import OWN
+from onnxfuse.soundness import bodies
 
 PACKED_INPUTS = {"GatedMLP": (1, 2, 3)}  # operator -> its inputs that may be panels, see onnxfuse.custom_ops.packing
 
@@ -23,6 +24,7 @@ def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
     if target != "cpu":
         return
     packed: dict[ir.Value, ir.Value] = {}
+    body = bodies(facts)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         before = list(node.inputs)
         for index in PACKED_INPUTS.get(node.op_type, ()) if node.domain == OWN else ():
@@ -32,7 +34,7 @@ def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
             if weight in packed:
                 node.replace_input_with(index, packed[weight])
         if before != list(node.inputs):
-            attach(node, model)
+            attach(node, model, body)
     for weight in packed:
         if not weight.uses() and weight.name in model.graph.initializers:
             del model.graph.initializers[weight.name]

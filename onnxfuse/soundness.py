@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import onnx
@@ -77,7 +78,7 @@ def bodies(facts: Facts) -> Callable[[ir.Node, int], ir.Function]:
     def body(node: ir.Node, opset: int) -> ir.Function:
         describe(node, facts)
         attributes = tuple((a.name, str(a.value)) for a in node.attributes.values())
-        inputs = tuple(None if v is None else (v.dtype, v.shape and tuple(map(str, v.shape))) for v in node.inputs)
+        inputs = tuple(None if v is None else (v.dtype, v.shape and tuple(v.shape)) for v in node.inputs)
         key = (node.op_type, opset, attributes, inputs, len(node.outputs))
         if key not in made:
             made[key] = functions.body(node, opset)
@@ -86,6 +87,7 @@ def bodies(facts: Facts) -> Callable[[ir.Node, int], ir.Function]:
     return body
 
 
+@functools.cache
 def _stated(size: dims.Size | None) -> int | str | None:
     """A size as a model may state it: a number, or the name that an input's dimension has."""
     if size is None or isinstance(size, int):

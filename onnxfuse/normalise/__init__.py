@@ -12,13 +12,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxfuse.facts import Facts
-from onnxfuse.normalise.duplicates import merge_duplicates, merge_tables
+from onnxfuse.normalise.duplicates import merge_constants, merge_duplicates, merge_tables
 from onnxfuse.normalise.lifting import lift_constants
 from onnxfuse.normalise.sweep import sweep
 from onnxfuse.operators import OWN
 from onnxfuse.order import is_sorted
-
-SHARED_CONSTANT = 1024  # elements up to which equal constants are merged
 
 
 def normalise(model: ir.Model) -> Facts:
@@ -42,7 +40,7 @@ def tidy(model: ir.Model, facts: Facts) -> None:
 def _simplified(model: ir.Model, facts: Facts, *, canonical: bool) -> None:
     sweep(model.graph, facts, canonical=canonical)
     passes.RemoveUnusedNodesPass()(model)
-    passes.DeduplicateInitializersPass(size_limit=SHARED_CONSTANT)(model)
+    merge_constants(facts)
     merge_tables(facts)
     merge_duplicates(facts)
 

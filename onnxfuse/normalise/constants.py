@@ -14,7 +14,7 @@ FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewrit
 GROWTH_LIMIT = 1 << 20  # elements of a result that is larger than all it is computed from
 # Random operators have no value to fold; a quantised weight is small because it is not folded.
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-KEPT = RANDOM | {"DequantizeLinear"}
+KEPT = RANDOM | {"DequantizeLinear", "Identity"}  # an Identity's input is the constant already
 LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice"}
 
 
@@ -33,8 +33,8 @@ def known_integers(node: ir.Node, site: Site) -> ir.Value | None:
 def known_sizes(node: ir.Node, site: Site) -> ir.Value | None:
     """Integers that follow from the model's sizes are computed once: equal ones share the first value that has them."""
     output = node.outputs[0]
-    content = site.facts.content(output)
-    if len(node.outputs) != 1 or not content or node.graph is not site.facts.model.graph or output.is_graph_output():
+    content = site.facts.content(output) if len(node.outputs) == 1 else None
+    if not content or node.graph is not site.facts.model.graph or output.is_graph_output():
         return None
     if node.op_type == "Shape":
         return None
@@ -91,10 +91,14 @@ def _index(axis: int, output: ir.Value, site: Site) -> np.ndarray:
 @simplifies("*")
 def folded(node: ir.Node, site: Site) -> ir.Value | None:
     """A node whose inputs are all constants becomes one."""
-    if len(node.outputs) != 1 or not node.inputs or node.op_type in KEPT or _has_subgraph(node):
+    if len(node.outputs) != 1 or not node.inputs or node.op_type in KEPT:
         return None
-    tensors = [None if v is None else site.facts.tensor(v) for v in node.inputs]
-    if any(t is None and v is not None for t, v in zip(tensors, node.inputs, strict=True)):
+    tensors = []
+    for value in node.inputs:
+        tensors.append(None if value is None else site.facts.tensor(value))
+        if tensors[-1] is None and value is not None:
+            return None
+    if _has_subgraph(node):
         return None
     read = sum(t.size for t in tensors if t is not None)
     if read <= FOLD_LIMIT and _output_size(node, site) <= max(read, GROWTH_LIMIT):

@@ -1,4 +1,4 @@
-"""Nodes that compute the same become one, and so do tables that hold the same."""
+"""Nodes that compute the same become one, and so do constants that hold the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,27 @@ from onnxfuse.normalise.constants import RANDOM
 from onnxfuse.normalise.sweep import replace
 from onnxfuse.order import subgraphs
 
+SHARED_CONSTANT = 1024  # elements up to which equal constants are merged
 LARGEST_TABLE = 1 << 24  # elements: cosines of 128k positions
+
+
+def merge_constants(facts: Facts) -> None:
+    """Let the first of several equal small initializers of a graph stand for all.
+
+    onnx_ir has a pass for this; it decodes each tensor again, of which the facts know the content.
+    """
+    for graph in facts.model.graphs():
+        first: dict[tuple, ir.Value] = {}
+        for value in list(graph.initializers.values()):
+            if value.is_graph_input() or value.is_graph_output() or value.dtype == ir.DataType.STRING:
+                continue
+            content = facts.constant(value)
+            if content is None or content.size > SHARED_CONSTANT:
+                continue
+            kept = first.setdefault((facts.dtype(value), content.shape, content.tobytes()), value)
+            if kept is not value:
+                value.replace_all_uses_with(kept)
+                del graph.initializers[value.name]
 
 
 def merge_tables(facts: Facts) -> None:

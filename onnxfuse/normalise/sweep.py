@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -50,12 +50,12 @@ class Site:
         self._names = {v.name for n in all_nodes(facts.model.graph) for v in n.outputs}
         self._names |= {v.name for v in facts.model.graph.inputs} | set(facts.model.graph.initializers)
 
-    @cached_property
+    @functools.cached_property
     def input_by_shape(self) -> dict[Shape | None, ir.Value]:
         """The first graph input of each shape."""
         return {self.facts.shape(value): value for value in reversed(self.facts.model.graph.inputs)}
 
-    @cached_property
+    @functools.cached_property
     def input_by_size(self) -> dict[Size, tuple[ir.Value, int]]:
         """The first graph input with an axis of each size, and that axis."""
         found: dict[Size, tuple[ir.Value, int]] = {}
@@ -163,14 +163,22 @@ def _sweep(graph: ir.Graph, site: Site) -> None:
         site.queue.clear()
 
 
+@functools.cache
+def _rules(domain: str, op_type: str) -> list[Rule]:
+    return RULES.get(f"{domain}.{op_type}", []) if domain else RULES["*"] + RULES.get(op_type, [])
+
+
 def _simplify(node: ir.Node, site: Site) -> None:
     if not node.outputs or node in site.dead:
         return
-    own = RULES.get(f"{node.domain}.{node.op_type}", []) if node.domain else RULES["*"] + RULES.get(node.op_type, [])
+    own = _rules(node.domain, node.op_type)
     for _ in range(FIXPOINT_LIMIT):
         site.node = node
-        new = next((value for rule in own if (value := rule(node, site)) is not None), None)
-        if new is None:
+        for rule in own:
+            new = rule(node, site)
+            if new is not None:
+                break
+        else:
             return
         if new is node.outputs[0]:
             continue
