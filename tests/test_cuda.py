@@ -36,7 +36,9 @@ def run(operator: str, case: Case) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("operator", "case"), [(operator, case) for operator, case in CASES if operator in HAVE], ids=str
+    ("operator", "case"),
+    [(operator, case) for operator, case in CASES if operator in HAVE and case.device != "cpu"],
+    ids=str,
 )
 def test_cuda_kernel_agrees_with_the_reference(operator: str, case: Case) -> None:
     check(case, run(operator, case), expected(operator, case), more=case.cuda_absolute)

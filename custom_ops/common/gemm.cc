@@ -4,13 +4,15 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/gemm_amx.h"
 #include "common/simd_target.h"
 
 namespace onnxfuse {
 namespace {
 
-constexpr int64_t kBlockRows = 240;                // of a block, at most
-constexpr int64_t kBlockSums = 8 * kBlockRows;     // rows * panels of a block, at most: 240 KB for each weight
+constexpr int64_t kBlockRows = 256;                // of a block, at most
+constexpr int64_t kAmxBlockRows = 512;             // more, because AMX converts the weights for every block
+constexpr int64_t kBlockSums = 2048;               // rows * panels of a block, at most: 256 KB for each weight
 constexpr int64_t kWantedBlocks = 16;              // so that threads of uneven speed finish together
 constexpr int64_t kActivationFloats = 128 * 1024;  // of A that the second-level cache holds beside the sums
 constexpr int64_t kCopyFloats = 8 * 1024;          // of a slice that is converted
@@ -70,10 +72,24 @@ Dim columns_of(const TensorType& weight) {
   return panels.known() ? Dim{panels.size * kPanel, ""} : Dim::unknown();
 }
 
-TileLayout::TileLayout(int64_t rows, int64_t depth) : rows(rows), depth(depth) { ONNXFUSE_KERNEL(cut)(*this); }
+TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : rows(rows), depth(depth) {
+  if (amx::wanted(rows, weight))
+    amx::cut(*this, a);
+  else
+    ONNXFUSE_KERNEL(cut)(*this);
+}
+
+size_t TileLayout::bytes() const {
+  const int64_t panels = divide_up(depth, kPanel);
+  const int64_t row = parts > 0 ? panels * kPanel * parts * 2 : divide_up(depth, slice_depth) * row_stride * 4;
+  return static_cast<size_t>(tiles * tile_rows * row);
+}
 
 GemmPlan::GemmPlan(const TileLayout& a, int64_t panels)
-    : a_(a), panels_(panels), row_blocks_(divide_up(a.rows, kBlockRows)), panel_blocks_(0) {
+    : a_(a),
+      panels_(panels),
+      row_blocks_(divide_up(a.rows, a.parts > 0 ? kAmxBlockRows : kBlockRows)),
+      panel_blocks_(0) {
   if (a.rows == 0 || panels == 0) return;
   const int64_t most = std::max<int64_t>(1, kBlockSums / divide_up(a.rows, row_blocks_));
   panel_blocks_ = std::min(panels, std::max(divide_up(panels, most), divide_up(kWantedBlocks, row_blocks_)));
@@ -89,35 +105,42 @@ GemmBlock GemmPlan::block(int64_t index) const {
   block.first_panel = panels_ * j / panel_blocks_;
   block.panels = panels_ * (j + 1) / panel_blocks_ - block.first_panel;
   block.sums = nullptr;
+  block.row_capacity = a_.parts > 0 ? block.tiles * a_.tile_rows : block.rows;
   return block;
 }
 
-void copy_row(const void* a, DType dtype, const TileLayout& layout, int64_t row, float* tiles) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return ONNXFUSE_KERNEL(copy_row_of<float>)(a, layout, row, tiles);
+void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
+  if (layout.parts > 0) return amx::write_tiles(layout, from, tiles);
+  float* out = static_cast<float*>(tiles);
+  switch (from.dtype) {
     case DType::kFloat16:
-      return ONNXFUSE_KERNEL(copy_row_of<Half>)(a, layout, row, tiles);
+      return ONNXFUSE_KERNEL(write_tiles_of<Half>)(layout, from, out);
     case DType::kBFloat16:
-      return ONNXFUSE_KERNEL(copy_row_of<BFloat16>)(a, layout, row, tiles);
+      return ONNXFUSE_KERNEL(write_tiles_of<BFloat16>)(layout, from, out);
     default:
-      fail("no matrix product of ", dtype_name(dtype));
+      return ONNXFUSE_KERNEL(write_tiles_of<float>)(layout, from, out);
   }
 }
 
-void multiply(const TileLayout& layout, const float* a, const Weight* weights, int64_t count, GemmBlock& block) {
-  thread_local Buffer sums, copy;
-  block.sums = sums.at_least(count * block.panels * block.rows * kPanel);
-  float* slice = copy.at_least(kCopyFloats);
+void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, GemmBlock& block) {
+  thread_local Buffer sums, scratch;
+  const int64_t size = count * block.panels * block.row_capacity * kPanel;
+  block.sums = sums.at_least(size);
+  if (layout.depth == 0) {
+    std::fill_n(block.sums, size, 0.0f);
+    return;
+  }
+  if (layout.parts > 0)
+    return amx::multiply(layout, a, weights, count, block, scratch.at_least(amx::kScratchBytes / sizeof(float)));
+  const float* rows = static_cast<const float*>(a);
+  float* copy = scratch.at_least(kCopyFloats);
   switch (weights->dtype) {
-    case DType::kFloat32:
-      return ONNXFUSE_KERNEL(multiply_block<float>)(layout, a, weights, count, block, slice);
     case DType::kFloat16:
-      return ONNXFUSE_KERNEL(multiply_block<Half>)(layout, a, weights, count, block, slice);
+      return ONNXFUSE_KERNEL(multiply_block<Half>)(layout, rows, weights, count, block, copy);
     case DType::kBFloat16:
-      return ONNXFUSE_KERNEL(multiply_block<BFloat16>)(layout, a, weights, count, block, slice);
+      return ONNXFUSE_KERNEL(multiply_block<BFloat16>)(layout, rows, weights, count, block, copy);
     default:
-      fail("no matrix product by ", dtype_name(weights->dtype));
+      return ONNXFUSE_KERNEL(multiply_block<float>)(layout, rows, weights, count, block, copy);
   }
 }
 

@@ -1,6 +1,6 @@
 // Matrix products A @ W of activations by weights, accumulated in float32.
 //
-// A: [M, K] float32|float16|bfloat16, row-major; it is first cut into tiles (TileLayout) of float32.
+// A: [M, K] float32|float16|bfloat16; it is first cut into tiles (TileLayout) in the form the kernel multiplies.
 // W: [K, N] float32|float16|bfloat16 in one of two layouts:
 //   plain   [K, N], as ONNX's MatMul has it
 //   packed  [N/32, K, 32], N a multiple of 32: panel p, row k, lane j holds W[k, 32 p + j]
@@ -9,7 +9,14 @@
 // Work is split into blocks of rows by panels of 32 columns. A block is owned by one thread, which multiplies over the
 // whole of K into a buffer that stays in its second-level cache and then hands the sums to an epilogue (activation,
 // bias, rounding). Several weights that share A (gate and up; query, key and value) are multiplied together.
-// Memory traffic: W is read once for every 240 rows.
+// Memory traffic: W is read once for every few hundred rows.
+//
+// Numerics: a product of float32 and its addition to the sum are rounded once (FMA); float16 and bfloat16 are widened.
+// AMX multiplies bfloat16: there, and for 16-bit weights only, an activation that is no bfloat16 and a float16 weight
+// are taken as the sum of two of them, and the product of the lower parts is left out. That is an error of at most
+// 2^-15 of a product, typically a quarter of it: what a float16 result is rounded by is 2^-11. AMX takes subnormal
+// numbers for zeros, and numbers that bfloat16 rounds to infinity, from 3.39e38 on, for infinite; where the other factor
+// has two parts, an infinite number may give NaN instead of infinity.
 #pragma once
 
 #include <algorithm>
@@ -30,44 +37,63 @@ struct Weight {
   int64_t panels() const { return (columns + kPanel - 1) / kPanel; }
 };
 
-// Reads the layout of a weight off its rank; fails if it is neither, if K is not `depth`, or if its dtype is not that of
-// the activations: but float32 ones may be multiplied by bfloat16 weights.
+// Reads the layout of a weight off its rank; fails if it is neither, if K is not `depth`, or if its dtype is not that
+// of the activations: but float32 ones may be multiplied by bfloat16 weights.
 Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth, DType activations);
 
 // N of a weight of which the type is known.
 Dim columns_of(const TensorType& weight);
 
-// How A: [M, K] lies in memory for the kernels: [slices of K][tiles of rows][rows of a tile][row_stride], float32.
-// The rows are spread evenly over the tiles. A slice is a multiple of kPanel, so the columns of a panel lie together.
+// How A: [rows, depth] lies in memory for the kernel that will multiply it. Rows are grouped into tiles.
 struct TileLayout {
-  int64_t rows, depth;  // M, K
-  int64_t tiles, tile_rows, slice_depth, row_stride;
+  int64_t rows, depth;
+  int64_t tiles = 0, tile_rows = 0;  // tile_rows: in the highest tile
 
-  // The layout that the kernels of this machine want.
-  TileLayout(int64_t rows, int64_t depth);
+  // float32, parts = 0: [slices of K][tiles][rows of a tile][row_stride], the rows spread evenly over the tiles.
+  // AMX: [tiles][K/32][parts][2][16 rows][32] bfloat16, tiles of 32 rows but for the last.
+  int64_t parts = 0, slice_depth = 0, row_stride = 0;
 
-  int64_t begin(int64_t tile) const { return rows * tile / tiles; }
-  int64_t tile_of(int64_t row) const { return ((row + 1) * tiles - 1) / rows; }
-  int64_t tile_floats() const { return tile_rows * row_stride; }
-  int64_t slice_floats() const { return tiles * tile_floats(); }
-  int64_t slices() const { return (depth + slice_depth - 1) / slice_depth; }
-  int64_t floats() const { return slices() * slice_floats(); }
+  // For activations that have the values of dtype `a`, multiplied by weights of dtype `weight`.
+  TileLayout(int64_t rows, int64_t depth, DType a, DType weight);
 
-  // Where row `row` of the first slice starts, and how far from there column k is.
-  int64_t row_offset(int64_t row) const {
-    const int64_t tile = tile_of(row);
-    return tile * tile_floats() + (row - begin(tile)) * row_stride;
-  }
-  int64_t column_offset(int64_t k) const { return k / slice_depth * slice_floats() + k % slice_depth; }
+  size_t bytes() const;
+
+  // The first row of a tile, and the tile of a row.
+  int64_t begin(int64_t tile) const { return parts > 0 ? std::min(rows, tile * tile_rows) : rows * tile / tiles; }
+  int64_t tile_of(int64_t row) const { return parts > 0 ? row / tile_rows : ((row + 1) * tiles - 1) / rows; }
 };
+
+// Part of A where it comes from: row `row` of panel `panel` (columns 32 panel ...) starts at
+// data + (row - first_row) * row_stride + (panel - first_panel) * panel_stride.
+struct TileSource {
+  const void* data;
+  DType dtype;
+  int64_t first_row, rows, first_panel, panels, row_stride, panel_stride;
+};
+
+// Writes a part of A to its place in the tiles.
+void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles);
 
 // The sums of one block: a row of a panel is kPanel consecutive floats (those beyond N are zeros).
 struct GemmBlock {
   int64_t first_tile, tiles, first_row, rows, first_panel, panels;
-  float* sums;  // [weights][panels][rows][kPanel]
+  float* sums;  // [weights][panels][row_capacity][kPanel]
+  int64_t row_capacity;
 
-  const float* row(int64_t weight, int64_t panel, int64_t row) const {
-    return sums + ((weight * panels + panel - first_panel) * rows + row - first_row) * kPanel;
+  float* row(int64_t weight, int64_t panel, int64_t row) const {
+    return sums + ((weight * panels + panel - first_panel) * row_capacity + row - first_row) * kPanel;
+  }
+
+  // The block of product `weight` as a part of the next A.
+  TileSource source(int64_t weight) const {
+    return {row(weight, first_panel, first_row),
+            DType::kFloat32,
+            first_row,
+            rows,
+            first_panel,
+            panels,
+            kPanel,
+            row_capacity * kPanel};
   }
 };
 
@@ -86,18 +112,17 @@ class GemmPlan {
   int64_t panels_, row_blocks_, panel_blocks_;
 };
 
-// Copies row `row` of A, `layout.depth` values, to its place in the tiles.
-void copy_row(const void* a, DType dtype, const TileLayout& layout, int64_t row, float* tiles);
-
 // Computes the sums of `block` (its buffer is the calling thread's own and lasts until the thread's next call).
-// The weights have equal dtypes, equal N and K = layout.depth.
-void multiply(const TileLayout& layout, const float* a, const Weight* weights, int64_t count, GemmBlock& block);
+// The weights have the dtype that the layout was made for, equal N and K = layout.depth.
+void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, GemmBlock& block);
 
 // Cuts A: [layout.rows, layout.depth], row-major, into tiles, in parallel.
 template <typename T>
-void copy_rows(const Context& context, const T* a, const TileLayout& layout, float* tiles) {
+void cut_into_tiles(const Context& context, const T* a, const TileLayout& layout, void* tiles) {
+  const int64_t panels = (layout.depth + kPanel - 1) / kPanel;
   context.parallel_for(layout.rows, 0.2 * static_cast<double>(layout.depth), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) copy_row(a + row * layout.depth, kDTypeOf<T>, layout, row, tiles);
+    write_tiles(layout, {a + begin * layout.depth, kDTypeOf<T>, begin, end - begin, 0, panels, layout.depth, kPanel},
+                tiles);
   });
 }
 
@@ -110,7 +135,7 @@ inline double product_nanoseconds(const TileLayout& layout, const Weight& weight
 // Calls epilogue(block), in parallel, for blocks that cover A @ W for each of `count` weights of equal N and dtype, the
 // sums of all of them in one block. The epilogue must not throw.
 template <class Epilogue>
-void for_each_block(const Context& context, const TileLayout& layout, const float* a, const Weight* weights,
+void for_each_block(const Context& context, const TileLayout& layout, const void* a, const Weight* weights,
                     int64_t count, const Epilogue& epilogue) {
   const GemmPlan plan(layout, weights->panels());
   if (plan.blocks() == 0) return;
@@ -125,10 +150,10 @@ void for_each_block(const Context& context, const TileLayout& layout, const floa
                        });
 }
 
-// Calls epilogue(i, block), in parallel, for blocks that cover A @ W of weight i, for each of `count` weights of any N.
-// The epilogue must not throw.
+// Calls epilogue(i, block), in parallel, for blocks that cover A @ W of weight i, for each of `count` weights of any N
+// and equal dtype. The epilogue must not throw.
 template <class Epilogue>
-void for_each_block_of_each(const Context& context, const TileLayout& layout, const float* a, const Weight* weights,
+void for_each_block_of_each(const Context& context, const TileLayout& layout, const void* a, const Weight* weights,
                             int64_t count, const Epilogue& epilogue) {
   int64_t blocks = 0;
   double nanoseconds = 0;

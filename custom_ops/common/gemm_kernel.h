@@ -45,14 +45,22 @@ inline void cut(TileLayout& layout) {
     cut_rows<ManyRows>(layout);
 }
 
-// Copies row `row` of A to its place in the tiles.
+// Floats of a tile, and of all tiles of a slice.
+inline int64_t tile_floats(const TileLayout& layout) { return layout.tile_rows * layout.row_stride; }
+inline int64_t slice_floats(const TileLayout& layout) { return layout.tiles * tile_floats(layout); }
+
 template <typename T>
-void copy_row_of(const void* a, const TileLayout& layout, int64_t row, float* tiles) {
-  float* out = tiles + layout.row_offset(row);
-  for (int64_t first = 0; first < layout.depth; first += layout.slice_depth, out += layout.slice_floats()) {
-    const T* in = static_cast<const T*>(a) + first;
-    for_lanes(std::min(layout.slice_depth, layout.depth - first),
-              [&](int64_t k, auto lanes) { store(out + k, load(in + k, lanes), lanes); });
+void write_tiles_of(const TileLayout& layout, const TileSource& from, float* tiles) {
+  for (int64_t row = from.first_row; row < from.first_row + from.rows; ++row) {
+    const int64_t tile = layout.tile_of(row);
+    float* out = tiles + tile * tile_floats(layout) + (row - layout.begin(tile)) * layout.row_stride;
+    const T* in = static_cast<const T*>(from.data) + (row - from.first_row) * from.row_stride;
+    for (int64_t i = 0; i < from.panels; ++i, in += from.panel_stride) {
+      const int64_t first = (from.first_panel + i) * kPanel;
+      float* to = out + first / layout.slice_depth * slice_floats(layout) + first % layout.slice_depth;
+      for_lanes(std::min(kPanel, layout.depth - first),
+                [&](int64_t k, auto lanes) { store(to + k, load(in + k, lanes), lanes); });
+    }
   }
 }
 
@@ -205,7 +213,7 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
   tile.panels = b.panels;
   tile.b_stride = copies ? kPanel : b.stride();
   tile.b_panel_stride = copies ? b.depth * kPanel : b.panel_stride();
-  tile.c_panel_stride = block.rows * kPanel;
+  tile.c_panel_stride = block.row_capacity * kPanel;
   tile.add = b.first > 0;
   const int64_t prefetching = b.weight.packed ? std::min(block.tiles, kPrefetchTiles) : 0;
   const int64_t streams = kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
@@ -214,8 +222,8 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
   tile.stream_step = prefetching == 0 ? 0 : 64 / prefetching;
   for (int64_t i = 0; i < block.tiles; ++i) {
     const int64_t begin = layout.begin(block.first_tile + i), rows = layout.begin(block.first_tile + i + 1) - begin;
-    tile.a = a + i * layout.tile_floats();
-    tile.next_a = tile.a + layout.tile_floats();
+    tile.a = a + i * tile_floats(layout);
+    tile.next_a = tile.a + tile_floats(layout);
     tile.c = sums + (begin - block.first_row) * kPanel;
     tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / kUnroll);
     if (copies)
@@ -228,9 +236,10 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
 template <class Cut, typename W>
 void multiply_cut(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
                   const GemmBlock& block, float* copy) {
-  const int64_t slices = layout.slices(), widths = (block.panels + Cut::kPanels - 1) / Cut::kPanels;
+  const int64_t slices = (layout.depth + Cut::kDepth - 1) / Cut::kDepth,
+                widths = (block.panels + Cut::kPanels - 1) / Cut::kPanels;
   // As many slices of A as the second-level cache holds are multiplied before the next ones.
-  const int64_t group = std::clamp<int64_t>(kActivationFloats / (block.tiles * layout.tile_floats()), 1, slices);
+  const int64_t group = std::clamp<int64_t>(kActivationFloats / (block.tiles * tile_floats(layout)), 1, slices);
   for (int64_t first = 0; first < slices; first += group) {
     const int64_t grouped = std::min(group, slices - first), steps = count * widths * grouped;
     const auto slice_at = [&](int64_t step) {
@@ -241,8 +250,9 @@ void multiply_cut(const TileLayout& layout, const float* a, const Weight* weight
     for (int64_t step = 0; step < steps; ++step) {
       const Slice<W> slice = slice_at(step), next = slice_at(std::min(step + 1, steps - 1));
       const int64_t panel = step / grouped / widths * block.panels + slice.panel - block.first_panel;
-      multiply_slice<Cut>(layout, a + layout.column_offset(slice.first) + block.first_tile * layout.tile_floats(),
-                          slice, next, block, block.sums + panel * block.rows * kPanel, copy);
+      multiply_slice<Cut>(layout,
+                          a + slice.first / Cut::kDepth * slice_floats(layout) + block.first_tile * tile_floats(layout),
+                          slice, next, block, block.sums + panel * block.row_capacity * kPanel, copy);
     }
   }
 }
@@ -251,9 +261,7 @@ void multiply_cut(const TileLayout& layout, const float* a, const Weight* weight
 template <typename W>
 void multiply_block(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
                     const GemmBlock& block, float* copy) {
-  if (layout.depth == 0)
-    std::fill_n(block.sums, count * block.panels * block.rows * kPanel, 0.0f);
-  else if (layout.rows <= kFewRows)
+  if (layout.rows <= kFewRows)
     multiply_cut<FewRows, W>(layout, a, weights, count, block, copy);
   else
     multiply_cut<ManyRows, W>(layout, a, weights, count, block, copy);

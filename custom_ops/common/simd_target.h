@@ -1,12 +1,20 @@
 // The instruction set that the kernels use, chosen once when the library is first registered.
 #pragma once
 
+// Whether the compiler knows AMX, Intel's matrix unit.
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define ONNXFUSE_HAS_AMX 1
+#else
+#define ONNXFUSE_HAS_AMX 0
+#endif
+
 namespace onnxfuse {
 
-enum class SimdTarget { kScalar, kAvx2, kAvx512 };
+// kAmx is kAvx512 with matrix products on AMX.
+enum class SimdTarget { kScalar, kAvx2, kAvx512, kAmx };
 
 // The best target of this machine, or the lower one that the environment variable ONNXFUSE_SIMD
-// (scalar, avx2 or avx512) asks for. Throws if the variable names no target or one that the machine lacks.
+// (scalar, avx2, avx512 or amx) asks for. Throws if the variable names no target or one that the machine lacks.
 SimdTarget simd_target();
 
 // Picks the instance of a kernel for the target: ONNXFUSE_KERNEL(rms_norm_rows<float, float>) is a function pointer.
@@ -16,6 +24,7 @@ SimdTarget simd_target();
 template <class Function>
 Function* pick(Function* scalar, Function* avx2, Function* avx512) {
   switch (simd_target()) {
+    case SimdTarget::kAmx:
     case SimdTarget::kAvx512:
       return avx512;
     case SimdTarget::kAvx2:

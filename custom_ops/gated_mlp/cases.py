@@ -16,8 +16,8 @@ BIASES = [(), ("gate_bias", "up_bias", "down_bias"), ("up_bias",), ("gate_bias",
 WEIGHTS = ("gate_weight", "up_weight", "down_weight")
 PACKED = [(), WEIGHTS, ("gate_weight",), ("up_weight", "down_weight")]
 
-# Around every tile height of every target, then blocks of rows (240) and of hidden rows (480).
-ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 241, 481]
+# Around every tile height of every target, then blocks of rows (256) and of hidden rows (512).
+ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
 # H, I, O: odd and tiny; around a panel (32) and a slice of the depth (128); several slices.
 PLAIN_WIDTHS = [(1, 1, 1), (7, 5, 3), (31, 33, 65), (129, 127, 34), (300, 257, 95)]
 PACKED_WIDTHS = [(1, 32, 32), (7, 64, 96), (128, 32, 64), (129, 160, 32), (300, 320, 96)]
@@ -36,17 +36,19 @@ def case(
     packed: tuple[str, ...] = (),
     biases: tuple[str, ...] = (),
     *,
+    weight_dtype: str | None = None,
     scale: float = 1.0,
     benchmark: bool = False,
     device: str | None = None,
 ) -> Case:
-    """One case. Weights are scaled so that every product is of the order of x."""
+    """One case. Weights, of `dtype` or another, are scaled so that every product is of the order of x."""
+    weight_dtype = weight_dtype or dtype
     h, i, o = widths
     shapes = {"gate_weight": (h, i), "up_weight": (h, i), "down_weight": (i, o)}
     lengths = {"gate_bias": (i,), "up_bias": (i,), "down_bias": (o,)}
     inputs: dict[str, Random | None] = {"x": Random((*rows, h), dtype, scale)}
     for name, shape in shapes.items():
-        inputs[name] = Random(packed_shape(shape) if name in packed else shape, dtype, 1 / math.sqrt(shape[0]))
+        inputs[name] = Random(packed_shape(shape) if name in packed else shape, weight_dtype, 1 / math.sqrt(shape[0]))
     for name, length in lengths.items():
         inputs[name] = Random(length, dtype) if name in biases else None
     # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
@@ -54,11 +56,14 @@ def case(
     # sums of products of two normal numbers, so for a small H the largest are far from 1 (3 times farther for H = 1).
     roundings = math.sqrt(h) + math.sqrt(i)
     tails = (1 + 2.2 / math.sqrt(h)) ** 2
+    # On AMX a product by a 16-bit weight is within 2^-15 (gemm.h), typically a quarter of that; the errors are
+    # independent, so that a sum of numbers of the order of 1 has about as much, of either sign.
+    product = 0 if weight_dtype == "float32" else 2.0**-15
     return Case(
         name="_".join(
             [
                 "x".join(map(str, (*rows, *widths))),
-                dtype,
+                *dict.fromkeys((dtype, weight_dtype)),
                 activation,
                 "packed" + "".join(name[0] for name in packed),
                 "biases" + "".join(name[0] for name in biases),
@@ -69,7 +74,7 @@ def case(
         outputs={"y": dtype},
         attributes={"activation": activation},
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
-        absolute=8 * roundings * tails * EPSILON["float32"] / 2 * max(scale, scale**2),
+        absolute=(8 * roundings * EPSILON["float32"] / 2 + product) * tails * max(scale, scale**2),
         # Gate, up and their product are then rounded to T: errors of up to half a unit and of either sign in a sum of
         # I terms make half a unit of the result on average; 5 covers the largest of some 10^5.
         cuda_absolute=0 if dtype == "float32" else 5 * tails * EPSILON[dtype] / 2 * max(scale, scale**2),
@@ -90,10 +95,17 @@ def cases() -> Iterator[Case]:
         for rows, packed, biases in zip(VECTOR_ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
             yield case((rows,), VECTOR_WIDTHS, dtype, packed=packed, biases=biases)
             yield case((rows,), VECTOR_WIDTHS, dtype, activation="gelu_tanh", biases=biases)
+    for rows, packed, biases in zip(ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
+        widths = PACKED_WIDTHS[rows % 5] if packed else PLAIN_WIDTHS[rows % 5]
+        yield case((rows,), widths, "float32", "silu", packed, biases, weight_dtype="bfloat16", device="cpu")
     for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
         yield case((2, 3), (40, 64, 32), "float32", activation, packed, biases)
     for rows in (1, 4, 16, 128, 512):
         yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True, device="cpu")
+    for rows in (1, 2, 4, 16, 128, 512):
+        yield case(
+            (1, rows), LLAMA_1B, "float32", packed=WEIGHTS, weight_dtype="bfloat16", benchmark=True, device="cpu"
+        )
     for dtype, rows in itertools.product(("bfloat16", "float16"), (1, 16, 128)):
         yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True, device="cpu")
     for rows, packed in itertools.product((1, 4, 8, 16, 512, 2048), PACKED[:2]):
@@ -104,14 +116,19 @@ def refused() -> Iterator[tuple[Case, str]]:
     """Inputs that the kernel refuses, and what it says."""
     good = case((2, 3), (8, 64, 32), "float32", biases=BIASES[1])
 
-    def bad(name: str, shape: tuple[int, ...]) -> Case:
-        return replace(good, inputs={**good.inputs, name: Random(shape)}, name=f"{name} {shape}")
+    def bad(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Case:
+        return replace(good, inputs={**good.inputs, name: Random(shape, dtype)}, name=f"{name} {shape} {dtype}")
 
     yield bad("x", ()), "x is a scalar"
     yield bad("gate_weight", (9, 64)), "gate_weight is [9,64], expected [8,N] or packed panels [N/32,8,32]"
     yield bad("up_weight", (2, 8, 16)), "up_weight is [2,8,16], expected [8,N] or packed panels [N/32,8,32]"
     yield bad("up_weight", (3, 8, 32)), "up_weight has 96 columns, gate_weight has 64: expected equal numbers"
     yield bad("down_weight", (32,)), "down_weight is [32], expected [64,N] or packed panels [N/32,64,32]"
+    yield bad("down_weight", (64, 32), "float16"), "down_weight is float16, expected float32 or bfloat16"
+    yield (
+        bad("gate_weight", (8, 64), "bfloat16"),
+        "up_weight is float32, gate_weight is bfloat16: expected equal dtypes",
+    )
     yield bad("gate_bias", (63,)), "gate_bias is [63], expected [64]"
     yield bad("up_bias", (1,)), "up_bias is [1], expected [64]"
     yield bad("down_bias", (1, 32)), "down_bias is [1,32], expected [32]"

@@ -10,13 +10,12 @@
 namespace onnxfuse {
 namespace {
 
-// Rows whose hidden values, [rows, I] float32, are kept at a time: it bounds the scratch memory, and is large enough
-// for reading the weights again for every such block to cost nothing beside the products.
-constexpr int64_t kHiddenRows = 480;
+// Rows whose hidden values are kept at a time, at most: it bounds the scratch memory, and is large enough for reading
+// the weights again for every such block to cost nothing beside the products.
+constexpr int64_t kHiddenRows = 512;
 
 template <typename T>
-using GateBlock = void(const GemmBlock& block, const T* gate_bias, const T* up_bias, const TileLayout& layout,
-                       float* hidden);
+using GateBlock = void(const GemmBlock& block, const T* gate_bias, const T* up_bias, int64_t columns);
 
 template <typename T>
 GateBlock<T>* gate_kernel(Activation activation) {
@@ -42,15 +41,23 @@ class GatedMLP : public GatedMLPNode<T> {
     const Weight gated[] = {a.gate, a.up};
     const auto gate = gate_kernel<T>(this->activation_);
     const auto round = ONNXFUSE_KERNEL(round_block<T>);
-    const int64_t most = std::min(a.rows, kHiddenRows);
-    const auto tiles = context.scratch<float>(TileLayout(most, a.width).floats());
-    const auto hidden = context.scratch<float>(TileLayout(most, hidden_width).floats());
-    for (int64_t row = 0; row < a.rows; row += kHiddenRows) {
-      const TileLayout in(std::min(kHiddenRows, a.rows - row), a.width), between(in.rows, hidden_width);
-      copy_rows(context, a.x + row * a.width, in, tiles.data());
-      for_each_block(context, in, tiles.data(), gated, 2,
-                     [&](const GemmBlock& block) { gate(block, a.gate_bias, a.up_bias, between, hidden.data()); });
-      T* out = a.y + row * a.down.columns;
+    if (a.rows == 0) return;
+    const int64_t passes = (a.rows + kHiddenRows - 1) / kHiddenRows, most = (a.rows + passes - 1) / passes;
+    const auto in_layout = [&](int64_t rows) { return TileLayout(rows, a.width, kDTypeOf<T>, a.gate.dtype); };
+    const auto hidden_layout = [&](int64_t rows) {
+      return TileLayout(rows, hidden_width, DType::kFloat32, a.down.dtype);
+    };
+    const auto tiles = context.scratch<char>(in_layout(most).bytes());
+    const auto hidden = context.scratch<char>(hidden_layout(most).bytes());
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t first = a.rows * pass / passes, count = a.rows * (pass + 1) / passes - first;
+      const TileLayout in = in_layout(count), between = hidden_layout(count);
+      cut_into_tiles(context, a.x + first * a.width, in, tiles.data());
+      for_each_block(context, in, tiles.data(), gated, 2, [&](const GemmBlock& block) {
+        gate(block, a.gate_bias, a.up_bias, hidden_width);
+        write_tiles(between, block.source(0), hidden.data());
+      });
+      T* out = a.y + first * a.down.columns;
       for_each_block(context, between, hidden.data(), &a.down, 1,
                      [&](const GemmBlock& block) { round(block, a.down_bias, out, a.down.columns); });
     }

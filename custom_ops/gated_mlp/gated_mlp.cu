@@ -30,6 +30,8 @@ class GatedMLP : public GatedMLPNode<T> {
 
   void compute(const Context& context) const {
     const auto a = this->arguments(context);
+    require(a.gate.dtype == kDTypeOf<T> && a.down.dtype == kDTypeOf<T>,
+            "a weight is bfloat16 and x is float32, expected equal dtypes on CUDA");
     if (a.rows == 0) return;
     const bool vectors = is_aligned(a.x) && is_aligned(a.y) && has_vectors(a.gate) && has_vectors(a.up) &&
                          has_vectors(a.down) && a.width % mlp::cuda::kFewDepth == 0 &&

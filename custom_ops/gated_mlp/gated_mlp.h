@@ -7,6 +7,7 @@
 // x: [..., H] T = float32|float16|bfloat16; y: [..., O] T
 // gate_weight, up_weight: [H, I] T; down_weight: [I, O] T; or packed panels of 32 columns, [I/32, H, 32] and
 // [O/32, I, 32], where panel p, row k, lane j holds W[k, 32 p + j]. The rank tells; each weight may differ.
+// Where T is float32 the CPU's kernel takes bfloat16 weights, too: gate and up, down, or all.
 // gate_bias, up_bias: [I] T, down_bias: [O] T, each optional.
 // Attribute activation: "silu" (z sigmoid(z)), "gelu" (z Phi(z), by erf) or "gelu_tanh" (its approximation by tanh).
 //

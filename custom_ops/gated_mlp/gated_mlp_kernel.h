@@ -31,19 +31,18 @@ ONNXFUSE_INLINE Vec activate(Vec x) {
   }
 }
 
-// Writes act(gate + gate_bias) * (up + up_bias) for the block to hidden: [M, columns] in tiles.
+// Replaces the sums of the gate by act(gate + gate_bias) * (up + up_bias).
 template <Activation kActivation, typename T>
-void gate_block(const GemmBlock& block, const T* gate_bias, const T* up_bias, const TileLayout& layout, float* hidden) {
-  for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
-    float* out = hidden + layout.row_offset(row);
-    for (int64_t panel = block.first_panel; panel < block.first_panel + block.panels; ++panel) {
-      const float *gate = block.row(0, panel, row), *up = block.row(1, panel, row);
-      const int64_t first = panel * kPanel;
-      for_lanes(std::min(kPanel, layout.depth - first), [&](int64_t j, auto lanes) {
+void gate_block(const GemmBlock& block, const T* gate_bias, const T* up_bias, int64_t columns) {
+  for (int64_t panel = block.first_panel; panel < block.first_panel + block.panels; ++panel) {
+    const int64_t first = panel * kPanel, count = std::min(kPanel, columns - first);
+    for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
+      float *gate = block.row(0, panel, row), *up = block.row(1, panel, row);
+      for_lanes(count, [&](int64_t j, auto lanes) {
         Vec g = load(gate + j, lanes), u = load(up + j, lanes);
         if (gate_bias != nullptr) g = g + load(gate_bias + first + j, lanes);
         if (up_bias != nullptr) u = u + load(up_bias + first + j, lanes);
-        store(out + layout.column_offset(first) + j, activate<kActivation>(g) * u, lanes);
+        store(gate + j, activate<kActivation>(g) * u, lanes);
       });
     }
   }

@@ -19,8 +19,8 @@ inline Activation activation_named(const std::string& name) {
 template <typename T>
 class GatedMLPNode {
  public:
-  static constexpr Port kInputs[] = {required<T>("x"),           required<T>("gate_weight"), required<T>("up_weight"),
-                                     required<T>("down_weight"), optional<T>("gate_bias"),   optional<T>("up_bias"),
+  static constexpr Port kInputs[] = {required<T>("x"),        any("gate_weight"),       any("up_weight"),
+                                     any("down_weight"),      optional<T>("gate_bias"), optional<T>("up_bias"),
                                      optional<T>("down_bias")};
   static constexpr Port kOutputs[] = {required<T>("y")};
 
@@ -54,6 +54,8 @@ class GatedMLPNode {
     a.up = weight_of(context.input(2), "up_weight", a.width, kDTypeOf<T>);
     require(a.up.columns == a.gate.columns, "up_weight has ", a.up.columns, " columns, gate_weight has ",
             a.gate.columns, ": expected equal numbers");
+    require(a.up.dtype == a.gate.dtype, "up_weight is ", dtype_name(a.up.dtype), ", gate_weight is ",
+            dtype_name(a.gate.dtype), ": expected equal dtypes");
     a.down = weight_of(context.input(3), "down_weight", a.gate.columns, kDTypeOf<T>);
     a.gate_bias = bias_of(context, 4, a.gate.columns);
     a.up_bias = bias_of(context, 5, a.gate.columns);

@@ -12,8 +12,8 @@
 namespace onnxfuse {
 namespace {
 
-// Rows that are normalised and cut into tiles at a time, which bounds the scratch memory.
-constexpr int64_t kRows = 480;
+// Rows that are normalised and cut into tiles at a time, at most: it bounds the scratch memory.
+constexpr int64_t kMostRows = 512;
 
 template <typename T>
 class Linear : public LinearNode<T> {
@@ -23,18 +23,18 @@ class Linear : public LinearNode<T> {
   void compute(const Context& context) const {
     const auto a = this->arguments(context);
     if (a.rows == 0) return;
-    const int64_t most = std::min(a.rows, kRows);
-    const auto tiles = context.scratch<float>(TileLayout(most, a.depth).floats());
+    const int64_t passes = (a.rows + kMostRows - 1) / kMostRows, most = (a.rows + passes - 1) / passes;
     std::optional<Scratch<T>> sum, normed;
     if (a.skip != nullptr && a.sum == nullptr) sum.emplace(context, most * a.depth);
     if (a.norm_weight.present) normed.emplace(context, most * a.depth);
-    for (int64_t row = 0; row < a.rows; row += kRows) {
-      const int64_t first = row * a.depth;
-      const TileLayout layout(std::min(kRows, a.rows - row), a.depth);
-      T* total = a.sum != nullptr ? a.sum + first : sum ? sum->data() : nullptr;
-      const T* h = prepared(context, a, row, layout.rows, total, normed ? normed->data() : nullptr);
-      copy_rows(context, h, layout, tiles.data());
-      multiply_all(context, a, row, layout, tiles.data());
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t first = a.rows * pass / passes, rows = a.rows * (pass + 1) / passes - first;
+      T* total = a.sum != nullptr ? a.sum + first * a.depth : sum ? sum->data() : nullptr;
+      const T* h = prepared(context, a, first, rows, total, normed ? normed->data() : nullptr);
+      for (const DType dtype : {kDTypeOf<T>, DType::kBFloat16}) {
+        multiply_by(context, a, dtype, h, first, rows);
+        if constexpr (!std::is_same_v<T, float>) break;  // there are weights of this dtype only
+      }
     }
   }
 
@@ -68,13 +68,23 @@ class Linear : public LinearNode<T> {
     return normed != nullptr ? normed : total;
   }
 
-  void multiply_all(const Context& context, const Arguments& a, int64_t first, const TileLayout& layout,
-                    const float* tiles) const {
-    const auto round = ONNXFUSE_KERNEL(round_block<T>);
+  // The products of h by the weights of one dtype, which decides on the tiles.
+  void multiply_by(const Context& context, const Arguments& a, DType dtype, const T* h, int64_t first,
+                   int64_t rows) const {
     Weight weights[kMostProducts];
-    for (int i = 0; i < a.count; ++i) weights[i] = a.products[i].weight;
-    for_each_block_of_each(context, layout, tiles, weights, a.count, [&](int64_t i, const GemmBlock& block) {
-      const auto& product = a.products[i];
+    int products[kMostProducts], count = 0;
+    for (int i = 0; i < a.count; ++i) {
+      if (a.products[i].weight.dtype != dtype) continue;
+      weights[count] = a.products[i].weight;
+      products[count++] = i;
+    }
+    if (count == 0) return;
+    const TileLayout layout(rows, a.depth, kDTypeOf<T>, dtype);
+    const auto tiles = context.scratch<char>(layout.bytes());
+    cut_into_tiles(context, h, layout, tiles.data());
+    const auto round = ONNXFUSE_KERNEL(round_block<T>);
+    for_each_block_of_each(context, layout, tiles.data(), weights, count, [&](int64_t i, const GemmBlock& block) {
+      const auto& product = a.products[products[i]];
       const int64_t columns = product.weight.columns;
       round(block, product.bias, product.y + first * columns, columns);
     });

@@ -1,0 +1,64 @@
+"""Matrix products of numbers that are no ordinary ones: infinite, NaN of any payload, the largest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import onnxfuse
+from onnxfuse.custom_ops.case import DTYPES, Case, feed, single_node_model, widen_edges
+
+K, N = 48, 32
+ALL_ONES = 0x7FFFFFFF  # a NaN that rounding its bits as those of a number would turn into zero
+
+
+def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x @ weight by the kernel of Linear."""
+    names = ("skip", "norm_weight", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
+    absent = dict.fromkeys(names)
+    order = ("x", "skip", "norm_weight", "weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
+    given = {"x": x, "weight_0": weight, **absent}
+    case = Case("values", {name: given[name] for name in order}, {"y_0": str(x.dtype)})
+    model = single_node_model("Linear", case, 18)
+    widen_edges(model)
+    return onnxfuse.session(model).run(None, feed(case))[0]
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+def test_infinite_and_undefined_activations(rows: int, weights: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, K), dtype=np.float32)
+    weight = np.asarray(rng.uniform(0.5, 1, (K, N)) * rng.choice([-1, 1], (K, N)), DTYPES[weights])
+    plain = product(x, weight)
+    x[0, 5] = np.inf
+    np.testing.assert_array_equal(product(x, weight)[0], np.inf * weight[5].astype(np.float32))
+    x[0, 5] = np.array(ALL_ONES, np.uint32).view(np.float32)
+    found = product(x, weight)
+    assert np.isnan(found[0]).all()
+    np.testing.assert_array_equal(found[1:], plain[1:])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+def test_infinite_and_undefined_weights_of_16_bits(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, K), dtype=np.float32).astype(np.float16)
+    weight = rng.standard_normal((K, N), dtype=np.float32).astype(np.float16)
+    weight[7, 3] = np.array(0x7FFF, np.uint16).view(np.float16)
+    weight[9, 4] = np.inf
+    found = product(x, weight)
+    assert np.isnan(found[:, 3]).all()
+    assert not np.isfinite(found[:, 4]).any()
+    assert np.isfinite(np.delete(found, [3, 4], axis=1)).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+def test_activations_keep_16_bits_beside_bfloat16_weights(rows: int) -> None:
+    """x = 1 + 2^-15 needs them; one bfloat16 would leave 1, and the sum of the differences nothing."""
+    x = np.full((rows, K), 1 + 2.0**-15, np.float32)
+    weight = np.asarray(np.where(np.arange(K)[:, None] % 2, -1, 1) * np.ones((1, N)), DTYPES["bfloat16"])
+    weight[0] = 0
+    # 24 times minus and 23 times plus 1 + 2^-15; what is left out is below 2^-16 of each of the 47 products
+    np.testing.assert_allclose(product(x, weight), -(1 + 2.0**-15), rtol=0, atol=47 * 2.0**-17)
+    x[:, 1::2] = 1
+    np.testing.assert_allclose(product(x, weight), -24 + 23 * (1 + 2.0**-15), rtol=0, atol=2.0**-17 * 23)
