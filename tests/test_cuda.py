@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cuda_machine
@@ -85,6 +86,19 @@ def test_a_mask_that_does_not_fit_the_shared_cache_gives_nan_and_writes_nothing(
     assert np.isnan(y).all()
     np.testing.assert_array_equal(key, case.arrays()["past_key"])
     np.testing.assert_array_equal(value, case.arrays()["past_value"])
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_what_lies_behind_the_keys_of_a_shared_cache_is_not_used(size: int) -> None:
+    """A prompt whose last tile of keys ends where rows of NaN begin."""
+    one = shared(batch=2, length=200, room=500, new=150, heads=(4, 2), size=size, dtype="float16")
+    caches = {name: one.arrays()[name] for name in ("past_key", "past_value")}
+    for cache in caches.values():
+        cache[:, :, 50:] = np.nan
+    one = replace(one, inputs={**one.inputs, **caches})
+    results, wanted = run("Attention", one), expected("Attention", one)
+    assert np.isfinite(results[0]).all()
+    check(one, results, wanted, more=one.cuda_absolute)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -1,6 +1,7 @@
 #include "attention/any_rows.cuh"
 #include "attention/attention.h"
 #include "attention/few_rows.cuh"
+#include "attention/hopper_rows.h"
 #include "attention/many_rows.cuh"
 #include "attention/node.h"
 #include "attention/parts.cuh"
@@ -136,7 +137,10 @@ class Attention : public AttentionNode<T> {
       return;
     }
     if constexpr (sizeof(T) == 2) {
-      if (has_vectors(p)) return attend_with_tensor_cores(stream, *a);
+      if (has_vectors(p)) {
+        if (!kernels::attend_on_hopper(stream, *a)) attend_with_tensor_cores(stream, *a);
+        return;
+      }
     }
     const auto kernel = kernels::attention_cuda_any_rows<T>;
     attend_in_parts(context, stream, a, kernels::kAnyRows, [&](dim3 grid) {

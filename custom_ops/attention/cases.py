@@ -160,6 +160,24 @@ def cases() -> Iterator[Case]:
     yield case(new=1, past=2500, heads=(4, 1), size=64, past_rows=1)  # parts of the keys, and a copy past the caches
     yield case(new=7, heads=(4, 2), past_rows=1)
 
+    # Many rows of 16-bit numbers, round the tiles of CUDA's tensor-core kernels: 64 or 128 rows, 64 or 128 keys.
+    for dtype in ("float16", "bfloat16"):
+        many = {"heads": (4, 2), "dtype": dtype}
+        for size in (64, 80, 96, 128, 256):
+            yield case(batch=2, new=130, past=70, size=size, **many)
+            yield case(batch=2, new=65, past=191, size=size, mask=padding("holes", 2, 256), causal=0, **many)
+            yield case(new=140, size=size, window=33, softcap=3.0, bias=Random((1, 4, 140, 140)), **many)
+        yield case(new=90, queries=200, size=128, value_size=64, **many)
+        yield case(new=200, queries=90, size=32, value_size=128, ranks=(4, 4, 3), **many)
+        yield case(batch=2, new=150, size=128, mask=padding("blind", 2, 150), **many)
+        yield case(batch=2, new=140, past=130, size=128, past_rows=1, present=False, **many)
+        yield case(new=300, size=64, window=100, ranks=(3, 4, 4), **many)
+        yield case(new=70, past=10, size=128, scale=-0.1, **many)
+        yield shared(batch=2, length=390, room=400, new=200, mask="left", size=128, **many)
+    for new in (63, 64, 127, 128, 129, 255, 256, 257):
+        yield case(new=new, heads=(2, 2), size=128, dtype="float16")
+        yield case(new=new, past=128, heads=(7, 1), size=64, dtype="float16")
+
     yield case(batch=0, new=3, past=2)
     yield case(new=0, past=5)
     yield case(batch=2, new=3, past=0, heads=(4, 2))

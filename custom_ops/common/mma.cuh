@@ -12,9 +12,11 @@ namespace onnxfuse::cuda {
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Copies 16 bytes to shared memory in the background, or writes zeros without reading.
+__device__ inline void copy_async(uint32_t to, const void* from, bool reads) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(reads ? 16 : 0) : "memory");
+}
 __device__ inline void copy_async(void* to, const void* from, bool reads) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(reads ? 16 : 0)
-               : "memory");
+  copy_async(shared_address(to), from, reads);
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kPending of the latest commits are under way.

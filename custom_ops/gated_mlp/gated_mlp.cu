@@ -86,10 +86,9 @@ class GatedMLP : public GatedMLPNode<T> {
     T* const up = gate + hidden;
     cublas_->multiply(stream, workspace, kDType, a.x, a.gate.data, gate, a.rows, columns, a.width, 0);
     cublas_->multiply(stream, workspace, kDType, a.x, a.up.data, up, a.rows, columns, a.width, 0);
-    const int64_t vectors = hidden / cuda::kLanes<T>;
-    stream.launch("GatedMLP's activation", kernels::gated_mlp_cuda_activate<T>,
-                  blocks(divide_up(vectors, kernels::kElementThreads)), kernels::kElementThreads, 0, gate, up,
-                  a.gate_bias, a.up_bias, vectors, static_cast<int>(columns), this->activation_);
+    const dim3 grid(blocks(a.rows), plane(divide_up(columns / cuda::kLanes<T>, kernels::kElementThreads)));
+    stream.launch("GatedMLP's activation", kernels::gated_mlp_cuda_activate<T>, grid, kernels::kElementThreads, 0, gate,
+                  up, a.gate_bias, a.up_bias, static_cast<int>(columns), this->activation_);
     if (a.down_bias != nullptr) {
       const int64_t count = a.rows * out_columns;
       stream.launch("GatedMLP's bias", kernels::gated_mlp_cuda_fill<T>,

@@ -1,0 +1,61 @@
+// The host's side of hopper_rows.cuh.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "attention/hopper_rows.cuh"
+
+namespace onnxfuse::attention::cuda {
+
+// Launches the kernel; false where it cannot run.
+template <typename T>
+bool launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>& a) {
+  using onnxfuse::cuda::device_attribute;
+  // The body that does something has barriers; which the kernel has is the same on all devices it can run on.
+  static const bool is_compiled = [] {
+    cudaFuncAttributes attributes{};
+    onnxfuse::cuda::check(cudaFuncGetAttributes(&attributes, attention_cuda_hopper_rows<T, 64, true>), "Attention");
+    return attributes.sharedSizeBytes > 0;
+  }();
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) != 9 || !is_compiled) return false;
+  const Problem<T>& p = a.problem;
+  // Keys and values that the cache of the device keeps while all their rows are worked on.
+  constexpr int64_t kCached = 40 << 20;
+  const int64_t heads = p.batch * p.kv_heads, keys = a.room > 0 ? std::min(a.room, a.mask.length) : p.keys();
+  const int64_t head_bytes = std::max<int64_t>(keys * (p.key.size + p.value.size) * sizeof(T), 1);
+  Items items{};
+  items.tiles = static_cast<int>(divide_up(p.rows(), kHopperRows));
+  const int64_t sections = divide_up(heads, std::clamp<int64_t>(kCached / head_bytes, 1, heads));
+  items.heads_at_once = static_cast<int>(divide_up(heads, sections));
+  items.count = heads * items.tiles;
+  const int64_t grid = std::min<int64_t>(items.count, device_attribute(cudaDevAttrMultiProcessorCount));
+  const auto launch = [&](auto most, auto plain) {
+    constexpr int kSize = decltype(most)::value;
+    const auto map = [&](const Rows<const T>& rows, int64_t count, int64_t size) {
+      return onnxfuse::cuda::tensor_map(rows.data, p.batch, p.kv_heads, count, size, rows.batch, rows.head, rows.row,
+                                        kHopperKeys<kSize>);
+    };
+    const int64_t past = a.room > 0 ? a.room : p.past;
+    const Maps maps{map(p.key.past, past, p.key.size), map(p.key.fresh, p.fresh, p.key.size),
+                    map(p.value.past, past, p.value.size), map(p.value.fresh, p.fresh, p.value.size)};
+    stream.launch("Attention", attention_cuda_hopper_rows<T, kSize, decltype(plain)::value>,
+                  static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
+  };
+  const int64_t size = std::max(p.key.size, p.value.size);
+  if (p.bias.narrow != nullptr || p.bias.single != nullptr || p.softcap > 0 || p.scale < 0) {
+    size <= 128 ? launch(std::integral_constant<int, 128>{}, std::false_type{})
+                : launch(std::integral_constant<int, 256>{}, std::false_type{});
+  } else if (size <= 64) {
+    launch(std::integral_constant<int, 64>{}, std::true_type{});
+  } else if (size <= 96) {
+    launch(std::integral_constant<int, 96>{}, std::true_type{});
+  } else if (size <= 128) {
+    launch(std::integral_constant<int, 128>{}, std::true_type{});
+  } else {
+    launch(std::integral_constant<int, 256>{}, std::true_type{});
+  }
+  return true;
+}
+
+}  // namespace onnxfuse::attention::cuda

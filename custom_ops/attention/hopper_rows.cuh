@@ -1,0 +1,358 @@
+// Attention for many rows of 16-bit numbers on compute capability 9.0: warpgroup products, fed by warps of their own.
+//
+// A block works on one item after the other: 128 rows of one key-value head, all the keys that any of them sees. Its
+// first warpgroup copies: the rows of q, then tiles of kKeys keys and values, two of each in shared memory, and which
+// keys of a tile the padding mask shows, a bit each. The copy engine takes whole tiles; threads copy those that hold
+// the end of the past or of the keys, with zeros behind it: a shared cache may hold anything there. The other two
+// warpgroups own 64 rows each: scores and sums stay in registers, and the weights multiply the values from there. While
+// the tensor cores multiply a tile's weights by its values and the next keys by q, the weights of the next tile are
+// computed; the two warpgroups take turns, so that one computes weights while the other multiplies. Tiles that no row
+// of an item sees are skipped; only tiles on the border of what is visible look at single keys.
+//
+// Shared memory, head size 128: q of two items 2 x 32 KiB, keys and values 2 x 64 KiB; q's place takes the results on
+// their way out. Head sizes are multiples of 8 up to kSize; the features up to kSize are zeros. Weights are rounded to
+// T before they multiply values. Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask. On an
+// H200, which multiplies large float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 400 TFLOP/s at 2048 rows, 525
+// at 8192; without the causal mask 504 at 2048. Sources: Dao 2023, FlashAttention-2, arXiv:2307.08691; Shah et al.
+// 2024, FlashAttention-3, arXiv:2407.08608.
+#pragma once
+
+#include "attention/hopper_items.cuh"
+#include "common/hopper.cuh"
+#include "common/tensor_map.h"
+
+namespace onnxfuse::attention::cuda {
+
+inline constexpr int kHopperThreads = 3 * onnxfuse::cuda::kWarpgroup, kHopperStages = 2;
+
+template <int kSize>
+inline constexpr int kHopperKeys = kSize <= 128 ? 128 : 64;
+
+// Of the keys and values, whose past and new rows lie apart.
+struct Maps {
+  CUtensorMap past_keys, keys, past_values, values;
+};
+
+template <typename T, int kSize>
+struct HopperMemory {
+  static constexpr int kSlabs = (kSize + onnxfuse::cuda::kSlab - 1) / onnxfuse::cuda::kSlab;
+  static constexpr int kRowsBytes = kHopperRows * kSlabs * onnxfuse::cuda::kSlabRow;
+  static constexpr int kKeysBytes = kHopperKeys<kSize> * kSlabs * onnxfuse::cuda::kSlabRow;
+  static constexpr int kRowsStages = kSize <= 128 ? 2 : 1;
+  // One KiB to start at a multiple of it.
+  static constexpr int kBytes = kRowsStages * kRowsBytes + 2 * kHopperStages * kKeysBytes + 1024;
+};
+
+// kPlain: scores are q k^T * scale for a positive scale, and nothing else.
+template <typename T, int kSize, bool kPlain>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    attention_cuda_hopper_rows(Arguments<T> a, Items items, const __grid_constant__ Maps maps) {
+#if ONNXFUSE_HOPPER
+  using namespace onnxfuse::cuda;
+  using Memory = HopperMemory<T, kSize>;
+  constexpr int kKeys = kHopperKeys<kSize>, kChunks = kSize / 8, kCopiers = kWarpgroup;
+  constexpr int kRowsStages = Memory::kRowsStages;
+  constexpr uint32_t kRowsSlab = kHopperRows * kSlabRow, kKeysSlab = kKeys * kSlabRow;
+  extern __shared__ unsigned char bytes[];
+  __shared__ uint64_t keys_full[kHopperStages], keys_empty[kHopperStages], values_full[kHopperStages],
+      values_empty[kHopperStages], rows_full[kRowsStages], rows_empty[kRowsStages];
+  __shared__ uint32_t shown[kHopperStages][kKeys / 32];
+  unsigned char* const memory = bytes + (1024 - shared_address(bytes) % 1024) % 1024;
+  const auto rows_tile = [&](int stage) { return memory + stage * Memory::kRowsBytes; };
+  const auto key_tile = [&](int stage) { return rows_tile(kRowsStages) + 2 * stage * Memory::kKeysBytes; };
+  const auto value_tile = [&](int stage) { return key_tile(stage) + Memory::kKeysBytes; };
+  if (threadIdx.x == 0) {
+    constexpr int kCopierWarps = kCopiers / kWarp, kConsumerWarps = 2 * kWarpgroup / kWarp;
+    for (int stage = 0; stage < kHopperStages; ++stage) {
+      make_barrier(&keys_full[stage], kCopierWarps);
+      make_barrier(&values_full[stage], kCopierWarps);
+      make_barrier(&keys_empty[stage], kConsumerWarps);
+      make_barrier(&values_empty[stage], kConsumerWarps);
+    }
+    for (int stage = 0; stage < kRowsStages; ++stage) {
+      make_barrier(&rows_full[stage], kCopierWarps);
+      make_barrier(&rows_empty[stage], kConsumerWarps);
+    }
+  }
+  __syncthreads();
+  const Problem<T>& p = a.problem;
+  const int group = static_cast<int>(p.heads / p.kv_heads);
+  const int past = past_of(a), keys = past + static_cast<int>(p.fresh), offset = keys - static_cast<int>(p.queries);
+  const int64_t grid = gridDim.x;
+  // Blocks take the items there and back, so that who had the longest gets the shortest of the next round.
+  const auto item_of = [&](int64_t round) {
+    return round * grid + (round % 2 == 0 ? blockIdx.x : grid - 1 - blockIdx.x);
+  };
+
+  if (threadIdx.x < kCopiers) {
+    give_registers<40>();
+    const int own = threadIdx.x, warp = own / kWarp, lane = own % kWarp;
+    // A thread copies one chunk of some rows.
+    constexpr int kColumns = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32, kStep = kCopiers / kColumns;
+    const int chunk = own % kColumns, own_row = own / kColumns;
+    // Has the tile copied, by the engine if all its keys exist and lie together.
+    const auto copy_tile = [&](unsigned char* to, const Item<T>& item, const Cache<T>& cache,
+                               const CUtensorMap& past_map, const CUtensorMap& map, int tile, uint64_t* full) {
+      const uint32_t to_tile = shared_address(to);
+      const int start = tile * kKeys;
+      const bool is_past = start + kKeys <= past;
+      if (is_past || (start >= past && start + kKeys <= keys)) {
+        if (own > 0) return;
+        expect_bytes(full, Memory::kKeysBytes);
+#pragma unroll
+        for (int slab = 0; slab < Memory::kSlabs; ++slab) {
+          copy_slab(to_tile + slab * kKeysSlab, is_past ? past_map : map, slab * kSlab, is_past ? start : start - past,
+                    static_cast<int>(item.head), static_cast<int>(item.b), full);
+        }
+        return;
+      }
+      const HeadRows<T> rows(cache, past, item.b, item.head);
+#pragma unroll 1
+      for (int r = own_row; r < kKeys && chunk < kChunks; r += kStep) {
+        const bool exists = start + r < keys && chunk * 8 < cache.size;
+        const T* const from = exists ? rows.at(start + r) + chunk * 8 : p.q.data;
+        copy_async(to_tile + chunk_offset(kKeys, r, chunk), from, exists);
+      }
+      commit_copies();
+      wait_for_copies<0>();
+      publish();
+    };
+    const auto announce = [&](uint64_t* full) {
+      __syncwarp();
+      if (lane == 0) arrive(full);
+    };
+    int tiles = 0, items_done = 0;  // of all items so far
+    for (int64_t round = 0; round * grid < items.count; ++round) {
+      const int64_t index = item_of(round);
+      if (index >= items.count) continue;
+      const Item<T> item = Item<T>::template of<kKeys>(a, items, index, keys, past);
+      if (item.begin == item.end) continue;
+      const Mask mask = a.mask.of_batch(item.b);
+      const auto copy_keys = [&](int tile, int number) {
+        const int stage = number % kHopperStages, j = tile * kKeys + own;
+        wait(&keys_empty[stage], number / kHopperStages % 2 ^ 1);
+        copy_tile(key_tile(stage), item, p.key, maps.past_keys, maps.keys, tile, &keys_full[stage]);
+        const uint32_t bits = __ballot_sync(0xffffffff, own < kKeys && j < keys && mask.shows_first(j));
+        if (lane == 0 && own < kKeys) shown[stage][warp] = bits;
+        announce(&keys_full[stage]);
+      };
+      const int rows_stage = items_done % kRowsStages;
+      wait(&rows_empty[rows_stage], items_done / kRowsStages % 2 ^ 1);
+      const uint32_t to_rows = shared_address(rows_tile(rows_stage));
+#pragma unroll 4
+      for (int r = own_row; r < kHopperRows && chunk < kChunks; r += kStep) {
+        const int row = item.first + r;
+        const bool exists = row < item.rows && chunk * 8 < p.key.size;
+        const T* const from =
+            exists ? row_of(p.q, item.b, item.head * group + row % group, row / group) + chunk * 8 : p.q.data;
+        copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), from, exists);
+      }
+      commit_copies();
+      copy_keys(item.begin, tiles);
+      wait_for_copies<0>();
+      publish();
+      announce(&rows_full[rows_stage]);
+      for (int tile = item.begin; tile < item.end; ++tile, ++tiles) {
+        if (tile + 1 < item.end) copy_keys(tile + 1, tiles + 1);
+        const int stage = tiles % kHopperStages;
+        wait(&values_empty[stage], tiles / kHopperStages % 2 ^ 1);
+        copy_tile(value_tile(stage), item, p.value, maps.past_values, maps.values, tile, &values_full[stage]);
+        announce(&values_full[stage]);
+      }
+      ++items_done;
+    }
+    return;
+  }
+
+  take_registers<232>();
+  const int team = threadIdx.x / kWarpgroup - 1, warp = threadIdx.x % kWarpgroup / kWarp, lane = threadIdx.x % kWarp;
+  const float unit = kPlain ? p.scale * kLog2E : kLog2E;  // scores times this are exponents of two
+  constexpr int kTurn = 1, kTeam = 3;                     // named barriers: of a team's turn, and of a team
+  if (team == 1) arrive_threads(kTurn, 2 * kWarpgroup);
+  const auto release = [&](uint64_t* empty) {
+    __syncwarp();
+    if (lane == 0) arrive(empty);
+  };
+  int tiles = 0, items_done = 0;
+  for (int64_t round = 0; round * grid < items.count; ++round) {
+    const int64_t index = item_of(round);
+    if (index >= items.count) continue;
+    const Item<T> item = Item<T>::template of<kKeys>(a, items, index, keys, past);
+
+    const int rows_stage = items_done % kRowsStages;
+    unsigned char* const q = rows_tile(rows_stage);
+    // The rows of this lane: lane / 4 of the warp's, and that eight further on.
+    const int first = item.first + team * kWarpgroup / 2, own = first + warp * 16 + lane / 4;
+    const auto query_of = [&](int half) {
+      const int row = min(own + 8 * half, item.rows - 1);
+      return Query<T>(a, item.b, static_cast<int>(item.head) * group + row % group, row / group, offset);
+    };
+    const Query<T> queries[2] = {query_of(0), query_of(1)};
+    // Keys that all rows of the team see, were it not for the mask.
+    const int window = static_cast<int>(min(p.window, int64_t{0x3fffffff}));
+    const int all_begin = window > 0 ? min(first + 63, item.rows - 1) / group + offset - window + 1 : 0;
+    const int all_end = p.causal ? min(first, item.rows - 1) / group + offset + 1 : keys;
+    float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+    float scores[kKeys / 2], sums[kSize / 2];
+    uint32_t weights[kKeys / 16][4];
+#pragma unroll
+    for (int i = 0; i < kSize / 2; ++i) sums[i] = 0;
+
+    const auto multiply_keys = [&](int stage) {
+      const uint32_t rows_at = shared_address(q) + team * 64 * kSlabRow, keys_at = shared_address(key_tile(stage));
+#pragma unroll
+      for (int k = 0; k < kSize / 16; ++k) {
+        const uint32_t slab = k / 4, within = k % 4 * 32;
+        Warpgroup<T, kKeys>::multiply_rows(scores, descriptor(rows_at + slab * kRowsSlab + within),
+                                           descriptor(keys_at + slab * kKeysSlab + within), k > 0);
+      }
+      commit_products();
+    };
+    const auto multiply_values = [&](int stage) {
+      const uint32_t values_at = shared_address(value_tile(stage));
+#pragma unroll
+      for (int k = 0; k < kKeys / 16; ++k) {
+        const uint64_t values = descriptor(values_at + k * 16 * kSlabRow, kKeysSlab);
+        if constexpr (kSize <= 128) {
+          Warpgroup<T, kSize>::multiply(sums, weights[k], values, 1);
+        } else {
+          static_assert(kSize == 256);
+          auto& halves = reinterpret_cast<float (&)[2][64]>(sums);
+          Warpgroup<T, 128>::multiply(halves[0], weights[k], values, 1);
+          Warpgroup<T, 128>::multiply(halves[1], weights[k], values + 2 * kKeysSlab / 16, 1);
+        }
+      }
+      commit_products();
+    };
+    float less[2];  // what earlier sums are worth
+    // Scores become weights.
+    const auto weigh = [&](int tile, int stage) {
+      const int start = tile * kKeys;
+      uint32_t bits[kKeys / 32], all = 0xffffffff;
+#pragma unroll
+      for (int w = 0; w < kKeys / 32; ++w) all &= bits[w] = shown[stage][w];
+      release(&keys_empty[stage]);
+      const bool all_visible = all == 0xffffffff && start >= all_begin && start + kKeys <= all_end;
+      if (!kPlain || !all_visible) {
+#pragma unroll
+        for (int i = 0; i < kKeys / 2; ++i) {
+          const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+          const bool is_shown = bits[i / 16] >> (column % 32) & 1;
+          const Query<T>& query = queries[i / 2 % 2];
+          if constexpr (kPlain) {
+            const int j = start + column;
+            if (!is_shown || j <= query.low || j > query.high) scores[i] = -INFINITY;
+          } else {
+            scores[i] = query.score(a, scores[i], start + column, is_shown);
+          }
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float now = top[half];
+#pragma unroll
+        for (int i = 2 * half; i < kKeys / 2; i += 4) now = fmaxf(now, fmaxf(scores[i], scores[i + 1]));
+        now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 1));
+        now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 2));
+        const float shift = now == -INFINITY ? 0.0f : now;
+        less[half] = top[half] == now ? 1.0f : power_of_two((top[half] - shift) * unit);
+        top[half] = now;
+        total[half] *= less[half];
+#pragma unroll
+        for (int i = 2 * half; i < kKeys / 2; i += 4) {
+#pragma unroll
+          for (int c = i; c < i + 2; ++c) {
+            // Beside huge numbers of a bias, the product with the unit may not come first.
+            scores[c] = power_of_two(kPlain ? fmaf(scores[c], unit, -shift * unit) : (scores[c] - shift) * unit);
+            total[half] += scores[c];
+          }
+        }
+      }
+    };
+    const auto round_weights = [&] {
+#pragma unroll
+      for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) weights[k][i] = pack<T>(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
+      }
+    };
+
+    if (item.begin == item.end) {
+      for (int i = lane; i < 16 * kChunks; i += kWarp) {
+        const int row = first + warp * 16 + i / kChunks, column = i % kChunks * 8;
+        if (row >= item.rows || column >= p.value.size) continue;
+        const uint32_t both = pack<T>(past < 0 ? NAN : 0.0f, past < 0 ? NAN : 0.0f);
+        T* const to = row_of(p.y, item.b, item.head * group + row % group, row / group) + column;
+        *reinterpret_cast<uint4*>(to) = uint4{both, both, both, both};
+      }
+      continue;
+    }
+    wait(&rows_full[rows_stage], items_done / kRowsStages % 2);
+    wait(&keys_full[tiles % kHopperStages], tiles / kHopperStages % 2);
+    sync_threads(kTurn + team, 2 * kWarpgroup);
+    begin_products();
+    multiply_keys(tiles % kHopperStages);
+    arrive_threads(kTurn + 1 - team, 2 * kWarpgroup);
+    wait_for_products<0>();
+    hold(scores);
+    weigh(item.begin, tiles % kHopperStages);
+    round_weights();
+    for (int tile = item.begin + 1; tile < item.end; ++tile, ++tiles) {
+      const int stage = tiles % kHopperStages, next = (tiles + 1) % kHopperStages;
+      wait(&keys_full[next], (tiles + 1) / kHopperStages % 2);
+      sync_threads(kTurn + team, 2 * kWarpgroup);
+      begin_products();
+      multiply_keys(next);
+      wait(&values_full[stage], tiles / kHopperStages % 2);
+      multiply_values(stage);
+      arrive_threads(kTurn + 1 - team, 2 * kWarpgroup);
+      wait_for_products<1>();
+      hold(scores);
+      weigh(tile, next);
+      wait_for_products<0>();
+      hold(sums);
+      release(&values_empty[stage]);
+      round_weights();
+#pragma unroll
+      for (int i = 0; i < kSize / 2; ++i) sums[i] *= less[i / 2 % 2];
+    }
+    const int stage = tiles % kHopperStages;
+    wait(&values_full[stage], tiles / kHopperStages % 2);
+    begin_products();
+    multiply_values(stage);
+    wait_for_products<0>();
+    hold(sums);
+    release(&values_empty[stage]);
+    ++tiles;
+    // Through the place of q, of which each warp writes and reads rows of its own.
+    sync_threads(kTeam + team, kWarpgroup);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = total[half];
+      sum += __shfl_xor_sync(0xffffffff, sum, 1);
+      sum += __shfl_xor_sync(0xffffffff, sum, 2);
+      const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+      const int row = team * 64 + warp * 16 + lane / 4 + 8 * half;
+#pragma unroll
+      for (int n = 0; n < kChunks; ++n) {
+        const uint32_t both = pack<T>(sums[4 * n + 2 * half] * factor, sums[4 * n + 2 * half + 1] * factor);
+        *reinterpret_cast<uint32_t*>(q + chunk_offset(kHopperRows, row, n) + lane % 4 * 4) = both;
+      }
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int i = lane; i < 16 * kChunks; i += kWarp) {
+      const int r = team * 64 + warp * 16 + i / kChunks, chunk = i % kChunks, row = item.first + r;
+      if (row >= item.rows || chunk * 8 >= p.value.size) continue;
+      T* const to = row_of(p.y, item.b, item.head * group + row % group, row / group) + chunk * 8;
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
+    }
+    __syncwarp();
+    release(&rows_empty[rows_stage]);
+    ++items_done;
+  }
+  if (team == 0) sync_threads(kTurn, 2 * kWarpgroup);  // the other team's last word
+#endif
+}
+
+}  // namespace onnxfuse::attention::cuda

@@ -1,0 +1,10 @@
+#include "attention/hopper_launch.cuh"
+#include "attention/hopper_rows.h"
+
+namespace onnxfuse::attention::cuda {
+
+bool attend_on_hopper(const onnxfuse::cuda::Stream& stream, const Arguments<Half>& a) {
+  return launch_hopper_rows(stream, a);
+}
+
+}  // namespace onnxfuse::attention::cuda
