@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxfuse import catalog, model_io, runtime, soundness
+from onnxfuse.bfloat16 import Rounded, to_bfloat16
 from onnxfuse.blocks import group_blocks
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
@@ -28,12 +29,14 @@ from onnxfuse.splice import Candidate
 from onnxfuse.verify.bisect import guilty
 from onnxfuse.verify.match import MatchVerifier
 from onnxfuse.verify.model import validate
+from onnxfuse.verify.rounding import measure
 
 OLDEST_OPSET = 13  # of the function bodies
 TARGETS = ("cpu", "cuda")
 LEVELS = ("op", "block")
 KV_CACHES = ("concat", "shared")
 VERIFICATIONS = ("match", "model", "none")
+WEIGHTS = (*model_io.WEIGHTS, "bf16")
 
 Source = str | os.PathLike | onnx.ModelProto | ir.Model
 Progress = Callable[[str, int, int | None], None]  # what is done, how much of it, of how much (None: unknown)
@@ -83,8 +86,10 @@ def optimize(
         share (see `onnxfuse.kv_cache`).
     verify : "match" | "model" | "none"
         Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
-    weights : "copy" | "reference"
-        What happens to weights in external data files, see `model_io.save`.
+    weights : "copy" | "reference" | "bf16"
+        What happens to weights in external data files, see `model_io.save`; or the matrices of a model that computes in
+        float32 are rounded to bfloat16 after the fusions are proven equal (see `onnxfuse.bfloat16`). Then `verify`
+        "model" also measures the error of that.
     progress : callable(stage, done, total), optional
 
     Raises
@@ -105,10 +110,15 @@ def optimize(
         ("level", level, LEVELS),
         ("kv_cache", kv_cache, KV_CACHES),
         ("verify", verify, VERIFICATIONS),
-        ("weights", weights, model_io.WEIGHTS),
+        ("weights", weights, WEIGHTS),
     ):
         if value not in known:
             raise UsageError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
+    if weights == "bf16" and target != "cpu":
+        raise UsageError(
+            f"weights is 'bf16' and target is {target!r}: float32 activations times bfloat16 weights are the CPU's, "
+            "expected target 'cpu'; for a GPU export the model in bfloat16 or float16"
+        )
     chosen = choose(fusions, skip)
     required = [_known(name).name for name in require]
     run = _Run(model, output, target, level, kv_cache, verify, weights, progress or (lambda stage, done, total: None))
@@ -168,6 +178,8 @@ class _Run:
         self.progress = progress
         self.seconds: dict[str, float] = {}
         self.library = _library() if target == "cpu" else None
+        self.rounds = weights == "bf16"
+        self.rounded: Rounded | None = None
 
     def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
         with self._timed("load"):
@@ -176,8 +188,11 @@ class _Run:
             self._check_output(loaded)
             before = node_count(loaded)
         model = loaded.clone() if isinstance(self.source, ir.Model) else loaded
+        exact = loaded.clone() if self.rounds and self.verify == "model" else model
         with _uncollected():
-            events, notes = self.rewrite(model, fusions)
+            events, notes = self.rewrite(model, fusions, rounds=self.rounds)
+            if exact is not model:
+                self.rewrite(exact, fusions)
         report = Report(
             model=os.fspath(self.source) if isinstance(self.source, str | os.PathLike) else model.graph.name or "model",
             output=None if self.output is None else str(self.output),
@@ -194,7 +209,9 @@ class _Run:
         if absent:
             raise Rejected(f"required and not found in the model: {', '.join(absent)}", report)
         if self.verify == "model":
-            self._verify_whole(model, fusions, events, report)
+            self._verify_whole(exact, fusions, events, report)
+            if self.rounds:
+                self._measure_rounding(exact, model, report)
         if self.output is not None:
             with self._timed("write"):
                 self._write(model)
@@ -202,12 +219,19 @@ class _Run:
 
     def _check_output(self, loaded: ir.Model) -> None:
         if self.output is not None:
-            model_io.check_output(self.output, loaded, weights=self.weights, protect=self._protected())
+            model_io.check_output(self.output, loaded, weights=self._storage, protect=self._protected())
+
+    @property
+    def _storage(self) -> str:
+        """What `model_io` does with weights."""
+        return "copy" if self.rounds else self.weights
 
     def _protected(self) -> list[str | os.PathLike]:
         return [self.source] if isinstance(self.source, str | os.PathLike) else []
 
-    def rewrite(self, model: ir.Model, fusions: Sequence[Fusion]) -> tuple[list[Event], list[str]]:
+    def rewrite(
+        self, model: ir.Model, fusions: Sequence[Fusion], *, rounds: bool = False
+    ) -> tuple[list[Event], list[str]]:
         """Rewrite `model` in place; what happened, and remarks on the verification."""
         interface = soundness.interface(model)
         with self._timed("normalise"):
@@ -225,6 +249,8 @@ class _Run:
             events = rewrite(model, facts, fusions, verify=judge, body=soundness.bodies(facts))
         with self._timed("tidy"):
             tidy(model, facts)
+            if rounds:
+                self.rounded = to_bfloat16(model, facts)
             to_kernel_layout(model, facts, self.target)
             if soundness.interface(model) != interface:
                 raise AssertionError(f"the rewrite changed the interface: {interface} -> {soundness.interface(model)}")
@@ -245,6 +271,9 @@ class _Run:
             notes.append(f"{len(verifier.verdicts)} different structures among {verifier.candidates} matches")
             if self.library is None:
                 notes.append(f"no operator library for {self.target}: matches were verified as function bodies")
+        if rounds:
+            unmeasured = "" if self.verify == "model" else "; verify 'model' measures what that changes"
+            notes.append(self.rounded.note() + unmeasured)
         return events, notes
 
     def _verify_whole(
@@ -279,11 +308,27 @@ class _Run:
         blame = f"; without {', '.join(names)} it does not: --skip {','.join(names)}" if names else ""
         raise Rejected(f"the rewritten model differs from the original{blame}", report)
 
+    def _measure_rounding(self, exact: ir.Model, rounded: ir.Model, report: Report) -> None:
+        original = self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
+        with self._timed("verify"):
+            found = measure(
+                original,
+                exact,
+                rounded,
+                matrices=self.rounded.matrices,
+                library=self.library,
+                progress=lambda done, total: self.progress("measuring the error of bfloat16 weights", done, total),
+            )
+        report.verification = replace(report.verification, rounding=found, passed=found.passed)
+        if not found.passed:
+            far = ", ".join(check.name for check in found.outputs if not check.passed)
+            raise Rejected(f"with bfloat16 weights {far} is farther off than their rounding explains", report)
+
     def _write(self, model: ir.Model) -> None:
         model_io.save(
             model,
             self.output,
-            weights=self.weights,
+            weights=self._storage,
             protect=self._protected(),
             progress=lambda done, total: self.progress("writing weights", done, total),
         )

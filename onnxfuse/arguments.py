@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from onnxfuse import api, model_io
+from onnxfuse import api
 from onnxfuse.bench import REPEATS
 
 EXAMPLES = """
@@ -107,9 +107,11 @@ def _add_rewrite(commands) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--weights",
-        choices=model_io.WEIGHTS,
+        choices=api.WEIGHTS,
         default="copy",
-        help="copy external weights beside OUT (default), or refer to them where they are, in the folder of OUT",
+        help="copy external weights beside OUT (default), refer to them where they are, in the folder of OUT "
+        "(reference), or store the matrices of a float32 model as bfloat16 (bf16, for the CPU); --verify model then "
+        "reports the error of that beside that of float32",
     )
     command.add_argument("--report", metavar="FILE.json", help="write what happened as JSON")
     command.add_argument("--dry-run", action="store_true", help="do everything but writing OUT")

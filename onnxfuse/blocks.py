@@ -119,6 +119,8 @@ def _norm_for(value: ir.Value, readers: set[ir.Node]) -> ir.Node | None:
 
 
 def _is_projection(node: ir.Node, facts: Facts) -> bool:
+    if (node.domain, node.op_type) == (OWN, "Linear"):  # with bfloat16 weights, see onnxfuse.bfloat16
+        return facts.is_constant(node.inputs[3])
     return (node.domain, node.op_type) == ("", "MatMul") and facts.is_constant(node.inputs[1])
 
 

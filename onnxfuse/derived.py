@@ -8,7 +8,15 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse.facts import SMALL
+
 SLAB = 1 << 25  # bytes of a result that are computed at a time
+
+
+def unmap(tensor: ir.TensorProtocol) -> None:
+    """Give back the memory of a tensor that lies in a file; a small one stays mapped, since `Facts` may hold it."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.size > SMALL:
+        tensor.release()
 
 
 class ComputedTensor(ir.LazyTensor):
@@ -42,11 +50,16 @@ class ComputedTensor(ir.LazyTensor):
     def _computed(self, start: int, stop: int) -> ir.Tensor:
         stored = self._stored()
         array = self._rows(stored.numpy(), start, stop)
-        if isinstance(stored, ir.ExternalTensor):
-            stored.release()
+        unmap(stored)
         if array.shape != (stop - start, *self.shape[1:]):
             raise ValueError(f"{self.name}: computed {list(array.shape)} as rows {start} to {stop} of {self.shape}")
         return ir.Tensor(array, dtype=self.dtype, name=self.name)
+
+    @property
+    def is_from_file(self) -> bool:
+        """Whether what it is computed from lies in a file."""
+        stored = self._stored()
+        return isinstance(stored, ir.ExternalTensor) or (isinstance(stored, ComputedTensor) and stored.is_from_file)
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the tensor's bytes slab by slab; all at once where every slab would compute its source again."""

@@ -21,6 +21,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from onnxfuse.derived import ComputedTensor
 from onnxfuse.errors import UsageError
 
 INLINE_LIMIT = 1 << 30  # bytes of weights kept inside the .onnx file; protobuf itself ends at 2 GiB
@@ -211,7 +212,7 @@ def save(
     check_output(path, model, weights=weights, protect=protect)
     held = [value for graph in model.graphs() for value in graph.initializers.values() if value.const_value is not None]
     tensors = [value.const_value for value in held]
-    outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    outside = any(_is_from_file(tensor) for tensor in tensors)
     outside = outside or sum(tensor.nbytes for tensor in tensors) > inline_limit
     try:
         with _temporary(path) as model_file, contextlib.ExitStack() as stack:
@@ -288,6 +289,10 @@ def outline(model: ir.Model, limit: int) -> tuple[onnx.ModelProto, list[ir.Value
     finally:
         for value, tensor in zip(left_out, tensors, strict=True):
             value.const_value = tensor
+
+
+def _is_from_file(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(tensor, ir.ExternalTensor) or (isinstance(tensor, ComputedTensor) and tensor.is_from_file)
 
 
 def _goes_outside(tensor: ir.TensorProtocol, weights: str) -> bool:

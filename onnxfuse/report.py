@@ -21,6 +21,12 @@ from onnxfuse.explain import NearMiss, Refused
 from onnxfuse.operators import OWN
 
 
+def _finite(data: dict[str, object]) -> dict[str, object]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in data.items()
+    }
+
+
 @dataclass(frozen=True)
 class OutputCheck:
     """How one output of the fused model compares with the original's.
@@ -40,25 +46,68 @@ class OutputCheck:
 
     def to_dict(self) -> dict[str, object]:
         """The JSON form; a difference that no number measures (another shape, NaN) is null."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        return _finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class RoundingCheck:
+    """The error of one output before and after the weights were rounded to bfloat16.
+
+    `float32` and `bfloat16` are the largest differences from the reference, relative to the value or to the output's
+    root mean square, whichever is larger; the `_rms` are root mean squares relative to the output's. `tolerance` is for
+    `bfloat16`, whose worst inputs are `feed`.
+    """
+
+    name: str
+    float32: float
+    float32_rms: float
+    bfloat16: float
+    bfloat16_rms: float
+    tolerance: float
+    passed: bool
+    feed: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form; a difference that no number measures is null."""
+        return _finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What bfloat16 weights cost in precision; `reference` is "float64", or "original" where that cannot be had."""
+
+    reference: str
+    matrices: int
+    outputs: tuple[RoundingCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is as near as rounded weights allow."""
+        return all(check.passed for check in self.outputs)
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON form."""
+        return {**asdict(self), "outputs": [check.to_dict() for check in self.outputs]}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How the result was verified: `mode` is "match", "model" or "none"; `passed` is None when nothing was run."""
+    """How the result was verified: `mode` is "match", "model" or "none"; `passed` is None when nothing was run.
+
+    `outputs` compare the fused model with the original, before weights are rounded; `rounding` tells what that changes.
+    """
 
     mode: str
     passed: bool | None = None
     outputs: tuple[OutputCheck, ...] = ()
     notes: tuple[str, ...] = ()
     guilty: tuple[str, ...] = ()
+    rounding: Rounding | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The JSON form."""
-        return {**asdict(self), "outputs": [check.to_dict() for check in self.outputs]}
+        rounding = None if self.rounding is None else self.rounding.to_dict()
+        return {**asdict(self), "outputs": [check.to_dict() for check in self.outputs], "rounding": rounding}
 
 
 @dataclass
@@ -189,10 +238,32 @@ def print_verification(console: Console, verification: Verification) -> None:
         )
     if verification.outputs:
         console.print(_outputs_table(verification.outputs))
+    if verification.rounding is not None:
+        rounding = verification.rounding
+        exact = "float64" if rounding.reference == "float64" else "the original"
+        console.print(f"  error with {rounding.matrices} matrices in bfloat16, against {exact}:")
+        console.print(_rounding_table(rounding.outputs))
     for name in verification.guilty:
         console.print(Text(f"  the difference comes from {name}", style="red"))
     for note in verification.notes:
         console.print(Text(f"  note: {note}"))
+
+
+def _rounding_table(outputs: tuple[RoundingCheck, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("  output", "float32 max", "rms", "bfloat16 max", "rms", "tolerance", "", "worst at"):
+        table.add_column(heading, justify="left" if heading in ("  output", "", "worst at") else "right")
+    for check in outputs:
+        numbers = (check.float32, check.float32_rms, check.bfloat16, check.bfloat16_rms)
+        verdict = Text("ok", style="green") if check.passed else Text("TOO FAR", style="red")
+        table.add_row(
+            Text(f"  {check.name}"),
+            *(f"{number:.2e}" for number in numbers),
+            f"{check.tolerance:.1e}",
+            verdict,
+            Text(check.feed),
+        )
+    return table
 
 
 def _outputs_table(outputs: tuple[OutputCheck, ...]) -> Table:

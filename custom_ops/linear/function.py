@@ -35,7 +35,9 @@ def function(
         return op.rounded(y if bias is None else op.Add(y, op.float32(bias)), like=x)
 
     outputs = {"y_0": product(weight_0, bias_0)}
-    # A function makes every output before the last one that a node has: one without a weight is a copy nobody reads.
-    outputs["y_1"] = op.Identity(outputs["y_0"]) if weight_1 is None else product(weight_1, bias_1)
-    outputs["y_2"] = op.Identity(outputs["y_0"]) if weight_2 is None else product(weight_2, bias_2)
-    return {**outputs, "sum": total}
+    for name, weight, bias in (("y_1", weight_1, bias_1), ("y_2", weight_2, bias_2)):
+        if weight is not None:
+            outputs[name] = product(weight, bias)
+        elif len(op.node.outputs) > len(outputs):  # a function makes what its node lacks before the last output
+            outputs[name] = op.Identity(outputs["y_0"])
+    return {**outputs, "sum": total} if skip is not None else outputs

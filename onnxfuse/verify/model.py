@@ -62,11 +62,11 @@ def validate(
     points = grid(interface) if points is None else points
     caches = SharedCache.of(original), SharedCache.of(fused)
     ways = {"as function bodies": None} | ({"with the library": library} if library is not None else {})
-    ticks = _Ticks(len(points) * (1 + len(ways)), progress)
+    ticks = Ticks(len(points) * (1 + len(ways)), progress)
 
     reference = Session(original, provider=provider, threads=threads)
-    interface = _fitted(interface, points, reference)
-    expected, notes = _reference_outputs(reference, interface, points, caches[0], ticks)
+    interface = fitted(interface, points, reference)
+    expected, notes = reference_outputs(reference, interface, points, caches[0], ticks)
     del reference
     if library is None:
         notes.append("the operator library was not used: only function bodies were compared")
@@ -92,7 +92,7 @@ def validate(
     return Verification("model", all(check.passed for check in checks), checks, tuple(notes))
 
 
-class _Ticks:
+class Ticks:
     """Counts runs for a progress bar."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
@@ -106,8 +106,8 @@ class _Ticks:
             self.progress(self.done, self.total)
 
 
-def _reference_outputs(
-    session: Session, interface: Interface, points: Sequence[Point], cache: SharedCache, ticks: _Ticks
+def reference_outputs(
+    session: Session, interface: Interface, points: Sequence[Point], cache: SharedCache, ticks: Ticks
 ) -> tuple[dict[Point, Arrays], list[str]]:
     """The original's outputs at every point that it accepts, and which those are."""
     expected: dict[Point, Arrays] = {}
@@ -171,7 +171,7 @@ def _signature(value: ir.Value) -> str:
     return f"{value.name} {value.dtype.name if value.dtype is not None else '?'} of rank {rank}"
 
 
-def _fitted(interface: Interface, points: Sequence[Point], session: Session) -> Interface:
+def fitted(interface: Interface, points: Sequence[Point], session: Session) -> Interface:
     """`interface` with the first size for unexplained dimensions that `session` accepts."""
     if interface.has_free_sizes:
         for free in FREE_SIZES:

@@ -1,0 +1,132 @@
+"""What rounded weights cost: the error of a fused model before and after, against the model in double precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxfuse import model_io
+from onnxfuse.bfloat16 import UNIT
+from onnxfuse.errors import UsageError
+from onnxfuse.report import Rounding, RoundingCheck
+from onnxfuse.verify.cache import SharedCache
+from onnxfuse.verify.compare import defined, difference
+from onnxfuse.verify.feeds import draw, grid
+from onnxfuse.verify.float64 import in_double_precision
+from onnxfuse.verify.interface import Interface, Point
+from onnxfuse.verify.model import Arrays, Model, Ticks, fitted, reference_outputs
+from onnxfuse.verify.sessions import Session
+
+FLOAT64_LIMIT = 1 << 30  # bytes of float32 weights up to which a model is also run in double precision
+
+
+def tolerance(matrices: int) -> float:
+    """Largest relative error (see `compare.difference`) that `matrices` rounded to bfloat16 explain.
+
+    A weight moves by at most 2^-9 of itself, evenly spread by 2^-9 / sqrt(3) in the mean square. The errors of the
+    terms of a sum are independent, so that a product is off by as much of its own root mean square, and P products
+    behind each other by sqrt(P) times that. 6 standard deviations cover the largest of some 10^8 values, and there is
+    room for norms and softmaxes to make an error 3 times as large.
+    """
+    return 3 * 6 * UNIT / math.sqrt(3) * math.sqrt(matrices)
+
+
+def measure(
+    original: Model,
+    exact: ir.Model,
+    rounded: ir.Model,
+    *,
+    matrices: int,
+    library: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rounding:
+    """Run `exact`, the fused model, and `rounded`, with `matrices` of its weights in bfloat16, on generated inputs.
+
+    The reference is `original` in double precision. Where that is too large or ONNX Runtime lacks a double kernel for
+    it, it is `original` as it is; then the error of float32 is the difference of two float32 models.
+    """
+    graph = model_io.load(original)
+    interface = Interface.of(graph)
+    points = grid(interface)
+    ticks = Ticks(4 * len(points), progress)
+    cache = SharedCache.of(original)
+    session = Session(original)
+    interface = fitted(interface, points, session)
+    expected, _ = reference_outputs(session, interface, points, cache, ticks)
+    del session
+    in_float64 = _in_float64(graph, interface, list(expected), cache, ticks)
+    expected = in_float64 or expected
+    before, after = (_errors(model, library, interface, expected, ticks) for model in (exact, rounded))
+    allowed = tolerance(matrices)
+    checks = []
+    for name, was in before.items():
+        now = after[name]
+        passed = now.worst <= allowed + was.worst
+        checks.append(RoundingCheck(name, was.worst, was.rms, now.worst, now.rms, allowed, passed, str(now.point)))
+    return Rounding("float64" if in_float64 else "original", matrices, tuple(checks))
+
+
+class _DoubleSession(Session):
+    """Takes float32 inputs for a model in double precision."""
+
+    def run(self, feed: Arrays) -> Arrays:
+        return super().run({n: x.astype(np.float64) if x.dtype == np.float32 else x for n, x in feed.items()})
+
+
+def _in_float64(
+    graph: ir.Model, interface: Interface, points: Sequence[Point], cache: SharedCache, ticks: Ticks
+) -> dict[Point, Arrays] | None:
+    weights = (value.const_value for part in graph.graphs() for value in part.initializers.values())
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) > FLOAT64_LIMIT:
+        return None
+    try:
+        session = _DoubleSession(in_double_precision(graph))
+        return reference_outputs(session, interface, points, cache, ticks)[0]
+    except UsageError:  # an operator of the model has no double kernel
+        return None
+
+
+@dataclass
+class _Error:
+    """Of one output over all points."""
+
+    worst: float = 0.0
+    point: Point | None = None
+    squares: float = 0.0  # of the differences
+    size: float = 0.0  # of the reference, squared
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(self.squares / self.size) if self.size else 0.0
+
+    def see(self, wanted: np.ndarray, got: np.ndarray, point: Point) -> None:
+        counts = defined(wanted.shape, point)
+        found = difference(wanted, got, counts)
+        if self.point is None or found.max_rel > self.worst:
+            self.worst, self.point = found.max_rel, point
+        wanted, got = wanted.astype(np.float64), got.astype(np.float64)
+        finite = np.isfinite(wanted)
+        if counts is not None:
+            finite &= np.broadcast_to(counts, wanted.shape)
+        self.squares += float(np.sum(np.square(got[finite] - wanted[finite])))
+        self.size += float(np.sum(np.square(wanted[finite])))
+
+
+def _errors(
+    model: ir.Model, library: Path | None, interface: Interface, expected: dict[Point, Arrays], ticks: Ticks
+) -> dict[str, _Error]:
+    session = Session(model, library=library)
+    cache = SharedCache.of(model)
+    errors: dict[str, _Error] = {}
+    for point, outputs in expected.items():
+        actual = cache.run(session, draw(interface, point), point)
+        for name, wanted in outputs.items():
+            if np.issubdtype(wanted.dtype, np.floating):
+                errors.setdefault(name, _Error()).see(wanted, actual[name], point)
+        ticks.advance()
+    return errors
