@@ -1,0 +1,163 @@
+"""The models that cpu_peers.py times: a Llama of given sizes as it is exported, and as each tool leaves it.
+
+    python examples/benchmarks/cpu_models.py NAME FOLDER SIZES
+
+A model is made in a process of its own, since some tools take ten times its size. SIZES is JSON, see `Sizes`.
+"""
+
+import functools
+import json
+import runpy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+EXPORTED = "exported"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A Llama; by default two layers of Llama-2-7B. `level` is what onnxfuse's rewrite takes."""
+
+    hidden: int = 4096
+    intermediate: int = 11008
+    heads: int = 32
+    kv_heads: int = 32
+    vocab: int = 32000
+    layers: int = 2
+    level: str = "op"
+
+    @property
+    def head(self) -> int:
+        """Features of a head."""
+        return self.hidden // self.heads
+
+    @property
+    def matrix_elements(self) -> int:
+        """What a token multiplies by: all but the embedding table."""
+        attention = self.hidden * self.head * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.hidden * self.vocab
+
+
+def llama(sizes: Sizes):
+    """The model in PyTorch, with the same random weights each time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=sizes.hidden,
+            intermediate_size=sizes.intermediate,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            vocab_size=sizes.vocab,
+            num_hidden_layers=sizes.layers,
+            max_position_embeddings=8192,
+        )
+    ).eval()
+
+
+def export(sizes: Sizes, source: Path, target: Path) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[1] / "01_export_a_tiny_llama.py"))
+    example["export"](llama(sizes), target)
+
+
+def with_onnxruntime_transformers(sizes: Sizes, source: Path, target: Path) -> None:
+    from onnxruntime.transformers import optimizer
+
+    # Its documentation sends Llama to the model type gpt2; opt_level 0 leaves the runtime's own fusions to the session.
+    optimized = optimizer.optimize_model(str(source), model_type="gpt2", opt_level=0)
+    optimized.save_model_to_file(str(target), use_external_data_format=True)
+
+
+def with_onnxscript(sizes: Sizes, source: Path, target: Path) -> None:
+    import onnx_ir
+    from onnxscript import optimizer
+    from onnxscript.rewriter import ort_fusions
+
+    model = onnx_ir.load(source)
+    optimizer.optimize(model)
+    onnx_ir.save(ort_fusions.optimize_for_ort(model)[0], target, external_data=f"{target.name}.data")
+
+
+def with_genai_builder(sizes: Sizes, source: Path, target: Path) -> None:
+    """The graph that onnxruntime-genai builds from a checkpoint."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    checkpoint = target.parent / "checkpoint"
+    llama(sizes).save_pretrained(checkpoint)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = Tokenizer(models.BPE(vocab={"<unk>": 0, "<s>": 1, "</s>": 2}, merges=[], unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(checkpoint)
+    places = ["-i", str(checkpoint), "-o", str(target.parent), "-c", str(target.parent / "cache")]
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", *places]
+    subprocess.run([*builder, "-p", "fp32", "-e", "cpu"], check=True, stdout=subprocess.DEVNULL)
+    for file in checkpoint.iterdir():
+        file.unlink()
+
+
+def with_onnxfuse(sizes: Sizes, source: Path, target: Path, **options: str) -> None:
+    import onnxfuse
+
+    onnxfuse.optimize(source, target, level=sizes.level, **options)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How a model is made, and by which package; `shared`: its past and present are one buffer."""
+
+    package: str
+    make: Callable[..., None]
+    shared: bool = False
+    ours: bool = False
+    weight_bytes: int = 4
+    file_of: str = ""  # the model whose file this one is, run in another way
+
+    def path(self, name: str, folder: Path) -> Path:
+        """Where the model called `name` is."""
+        return folder / (self.file_of or name).replace(" ", "_") / "model.onnx"
+
+
+def ours(shared: bool, weight_bytes: int) -> Maker:
+    options = {"kv_cache": "shared"} if shared else {}
+    options |= {"weights": "bf16"} if weight_bytes == 2 else {}
+    return Maker("onnxfuse", functools.partial(with_onnxfuse, **options), shared, True, weight_bytes)
+
+
+MODELS = {
+    EXPORTED: Maker("torch", export),
+    "ort transformers": Maker("onnxruntime.transformers", with_onnxruntime_transformers),
+    "onnxscript": Maker("onnxscript", with_onnxscript),
+    "genai builder": Maker("onnxruntime_genai", with_genai_builder),
+    "genai builder shared": Maker("onnxruntime_genai", with_genai_builder, shared=True, file_of="genai builder"),
+    "onnxfuse": ours(False, 4),
+    "onnxfuse shared": ours(True, 4),
+    "onnxfuse bf16": ours(False, 2),
+    "onnxfuse bf16 shared": ours(True, 2),
+}
+
+
+def complaint_of_making(name: str, sizes: Sizes, folder: Path) -> str:
+    """Make a model in a process of its own unless it is there; the last line of the complaint if that fails."""
+    maker = MODELS[name]
+    path = maker.path(name, folder)
+    if path.exists():
+        return ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, maker.file_of or name, str(folder), json.dumps(asdict(sizes))]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode == 0 and path.exists():
+        return ""
+    return (run.stderr.strip().splitlines() or [f"ends with status {run.returncode}"])[-1]
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    sizes = Sizes(**json.loads(sys.argv[3]))
+    MODELS[name].make(sizes, MODELS[EXPORTED].path(EXPORTED, folder), MODELS[name].path(name, folder))
