@@ -153,10 +153,12 @@ class Attention : public AttentionNode<T> {
     namespace kernels = attention::cuda;
     const Problem<T>& p = a.problem;
     const int64_t size = std::max(p.key.size, p.value.size);
-    const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows)), plane(p.kv_heads), plane(p.batch));
     const auto launch = [&](auto most) {
       constexpr int kSize = decltype(most)::value;
-      stream.launch("Attention", kernels::attention_cuda_many_rows<T, kSize>, grid, kernels::kManyThreads,
+      const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows<kSize>)), plane(p.kv_heads), plane(p.batch));
+      const auto kernel = kernels::has_plain_scores(p) ? kernels::attention_cuda_many_rows<T, kSize, true>
+                                                       : kernels::attention_cuda_many_rows<T, kSize, false>;
+      stream.launch("Attention", kernel, grid, kernels::kManyThreads,
                     static_cast<size_t>(kernels::many_rows_bytes<T, kSize>()), a);
     };
     if (size <= 64) {

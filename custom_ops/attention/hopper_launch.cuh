@@ -43,7 +43,7 @@ bool launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
                   static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
   };
   const int64_t size = std::max(p.key.size, p.value.size);
-  if (p.bias.narrow != nullptr || p.bias.single != nullptr || p.softcap > 0 || p.scale < 0) {
+  if (!has_plain_scores(p)) {
     size <= 128 ? launch(std::integral_constant<int, 128>{}, std::false_type{})
                 : launch(std::integral_constant<int, 256>{}, std::false_type{});
   } else if (size <= 64) {

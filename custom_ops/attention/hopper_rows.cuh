@@ -18,6 +18,7 @@
 #pragma once
 
 #include "attention/hopper_items.cuh"
+#include "attention/lane_rows.cuh"
 #include "common/hopper.cuh"
 #include "common/tensor_map.h"
 
@@ -43,7 +44,7 @@ struct HopperMemory {
   static constexpr int kBytes = kRowsStages * kRowsBytes + 2 * kHopperStages * kKeysBytes + 1024;
 };
 
-// kPlain: scores are q k^T * scale for a positive scale, and nothing else.
+// kPlain: has_plain_scores.
 template <typename T, int kSize, bool kPlain>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     attention_cuda_hopper_rows(Arguments<T> a, Items items, const __grid_constant__ Maps maps) {
@@ -76,8 +77,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   }
   __syncthreads();
   const Problem<T>& p = a.problem;
-  const int group = static_cast<int>(p.heads / p.kv_heads);
-  const int past = past_of(a), keys = past + static_cast<int>(p.fresh), offset = keys - static_cast<int>(p.queries);
+  const int past = past_of(a), keys = past + static_cast<int>(p.fresh);
   const int64_t grid = gridDim.x;
   // Blocks take the items there and back, so that who had the longest gets the shortest of the next round.
   const auto item_of = [&](int64_t round) {
@@ -128,14 +128,21 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const Item<T> item = Item<T>::template of<kKeys>(a, items, index, keys, past);
       if (item.begin == item.end) continue;
       const Mask mask = a.mask.of_batch(item.b);
+      // Returns whether the mask shows the thread's key of the tile, for announce_keys.
       const auto copy_keys = [&](int tile, int number) {
         const int stage = number % kHopperStages, j = tile * kKeys + own;
         wait(&keys_empty[stage], number / kHopperStages % 2 ^ 1);
         copy_tile(key_tile(stage), item, p.key, maps.past_keys, maps.keys, tile, &keys_full[stage]);
-        const uint32_t bits = __ballot_sync(0xffffffff, own < kKeys && j < keys && mask.shows_first(j));
+        return own < kKeys && j < keys && mask.shows_first(j);
+      };
+      const auto announce_keys = [&](int number, bool is_shown) {
+        const int stage = number % kHopperStages;
+        const uint32_t bits = __ballot_sync(0xffffffff, is_shown);
         if (lane == 0 && own < kKeys) shown[stage][warp] = bits;
         announce(&keys_full[stage]);
       };
+      const bool is_shown = copy_keys(item.begin, tiles);
+      const HeadPlace place(p, item.b, item.head, keys);
       const int rows_stage = items_done % kRowsStages;
       wait(&rows_empty[rows_stage], items_done / kRowsStages % 2 ^ 1);
       const uint32_t to_rows = shared_address(rows_tile(rows_stage));
@@ -143,17 +150,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int r = own_row; r < kHopperRows && chunk < kChunks; r += kStep) {
         const int row = item.first + r;
         const bool exists = row < item.rows && chunk * 8 < p.key.size;
-        const T* const from =
-            exists ? row_of(p.q, item.b, item.head * group + row % group, row / group) + chunk * 8 : p.q.data;
-        copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), from, exists);
+        copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), exists ? place.at(p.q, row) + chunk * 8 : p.q.data,
+                   exists);
       }
       commit_copies();
-      copy_keys(item.begin, tiles);
+      announce_keys(tiles, is_shown);
       wait_for_copies<0>();
       publish();
       announce(&rows_full[rows_stage]);
       for (int tile = item.begin; tile < item.end; ++tile, ++tiles) {
-        if (tile + 1 < item.end) copy_keys(tile + 1, tiles + 1);
+        if (tile + 1 < item.end) announce_keys(tiles + 1, copy_keys(tile + 1, tiles + 1));
         const int stage = tiles % kHopperStages;
         wait(&values_empty[stage], tiles / kHopperStages % 2 ^ 1);
         copy_tile(value_tile(stage), item, p.value, maps.past_values, maps.values, tile, &values_full[stage]);
@@ -166,8 +172,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
   take_registers<232>();
   const int team = threadIdx.x / kWarpgroup - 1, warp = threadIdx.x % kWarpgroup / kWarp, lane = threadIdx.x % kWarp;
-  const float unit = kPlain ? p.scale * kLog2E : kLog2E;  // scores times this are exponents of two
-  constexpr int kTurn = 1, kTeam = 3;                     // named barriers: of a team's turn, and of a team
+  constexpr int kTurn = 1, kTeam = 3;  // named barriers: of a team's turn, and of a team
   if (team == 1) arrive_threads(kTurn, 2 * kWarpgroup);
   const auto release = [&](uint64_t* empty) {
     __syncwarp();
@@ -181,18 +186,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
     const int rows_stage = items_done % kRowsStages;
     unsigned char* const q = rows_tile(rows_stage);
-    // The rows of this lane: lane / 4 of the warp's, and that eight further on.
-    const int first = item.first + team * kWarpgroup / 2, own = first + warp * 16 + lane / 4;
-    const auto query_of = [&](int half) {
-      const int row = min(own + 8 * half, item.rows - 1);
-      return Query<T>(a, item.b, static_cast<int>(item.head) * group + row % group, row / group, offset);
-    };
-    const Query<T> queries[2] = {query_of(0), query_of(1)};
-    // Keys that all rows of the team see, were it not for the mask.
-    const int window = static_cast<int>(min(p.window, int64_t{0x3fffffff}));
-    const int all_begin = window > 0 ? min(first + 63, item.rows - 1) / group + offset - window + 1 : 0;
-    const int all_end = p.causal ? min(first, item.rows - 1) / group + offset + 1 : keys;
-    float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+    const HeadPlace place(p, item.b, item.head, keys);
+    const int first = item.first + team * 64, own = first + warp * 16 + lane / 4;
+    const SeenByAll seen(p, place, first, 64);
+    LaneRows<T, kKeys, kPlain> rows;
     float scores[kKeys / 2], sums[kSize / 2];
     uint32_t weights[kKeys / 16][4];
 #pragma unroll
@@ -224,50 +221,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       }
       commit_products();
     };
-    float less[2];  // what earlier sums are worth
     // Scores become weights.
     const auto weigh = [&](int tile, int stage) {
-      const int start = tile * kKeys;
-      uint32_t bits[kKeys / 32], all = 0xffffffff;
+      uint32_t bits[kKeys / 32];
 #pragma unroll
-      for (int w = 0; w < kKeys / 32; ++w) all &= bits[w] = shown[stage][w];
+      for (int w = 0; w < kKeys / 32; ++w) bits[w] = shown[stage][w];
       release(&keys_empty[stage]);
-      const bool all_visible = all == 0xffffffff && start >= all_begin && start + kKeys <= all_end;
-      if (!kPlain || !all_visible) {
-#pragma unroll
-        for (int i = 0; i < kKeys / 2; ++i) {
-          const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-          const bool is_shown = bits[i / 16] >> (column % 32) & 1;
-          const Query<T>& query = queries[i / 2 % 2];
-          if constexpr (kPlain) {
-            const int j = start + column;
-            if (!is_shown || j <= query.low || j > query.high) scores[i] = -INFINITY;
-          } else {
-            scores[i] = query.score(a, scores[i], start + column, is_shown);
-          }
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float now = top[half];
-#pragma unroll
-        for (int i = 2 * half; i < kKeys / 2; i += 4) now = fmaxf(now, fmaxf(scores[i], scores[i + 1]));
-        now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 1));
-        now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 2));
-        const float shift = now == -INFINITY ? 0.0f : now;
-        less[half] = top[half] == now ? 1.0f : power_of_two((top[half] - shift) * unit);
-        top[half] = now;
-        total[half] *= less[half];
-#pragma unroll
-        for (int i = 2 * half; i < kKeys / 2; i += 4) {
-#pragma unroll
-          for (int c = i; c < i + 2; ++c) {
-            // Beside huge numbers of a bias, the product with the unit may not come first.
-            scores[c] = power_of_two(kPlain ? fmaf(scores[c], unit, -shift * unit) : (scores[c] - shift) * unit);
-            total[half] += scores[c];
-          }
-        }
-      }
+      rows.weigh(a, place, seen, own, tile * kKeys, bits, scores);
     };
     const auto round_weights = [&] {
 #pragma unroll
@@ -282,8 +242,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         const int row = first + warp * 16 + i / kChunks, column = i % kChunks * 8;
         if (row >= item.rows || column >= p.value.size) continue;
         const uint32_t both = pack<T>(past < 0 ? NAN : 0.0f, past < 0 ? NAN : 0.0f);
-        T* const to = row_of(p.y, item.b, item.head * group + row % group, row / group) + column;
-        *reinterpret_cast<uint4*>(to) = uint4{both, both, both, both};
+        *reinterpret_cast<uint4*>(place.at(p.y, row) + column) = uint4{both, both, both, both};
       }
       continue;
     }
@@ -314,7 +273,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       release(&values_empty[stage]);
       round_weights();
 #pragma unroll
-      for (int i = 0; i < kSize / 2; ++i) sums[i] *= less[i / 2 % 2];
+      for (int i = 0; i < kSize / 2; ++i) sums[i] *= rows.less[i / 2 % 2];
     }
     const int stage = tiles % kHopperStages;
     wait(&values_full[stage], tiles / kHopperStages % 2);
@@ -328,10 +287,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     sync_threads(kTeam + team, kWarpgroup);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = total[half];
-      sum += __shfl_xor_sync(0xffffffff, sum, 1);
-      sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      const float factor = sum == 0 ? 0.0f : 1.0f / sum;
+      const float factor = rows.factor(half);
       const int row = team * 64 + warp * 16 + lane / 4 + 8 * half;
 #pragma unroll
       for (int n = 0; n < kChunks; ++n) {
@@ -344,8 +300,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     for (int i = lane; i < 16 * kChunks; i += kWarp) {
       const int r = team * 64 + warp * 16 + i / kChunks, chunk = i % kChunks, row = item.first + r;
       if (row >= item.rows || chunk * 8 >= p.value.size) continue;
-      T* const to = row_of(p.y, item.b, item.head * group + row % group, row / group) + chunk * 8;
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
+      *reinterpret_cast<uint4*>(place.at(p.y, row) + chunk * 8) =
+          *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
     }
     __syncwarp();
     release(&rows_empty[rows_stage]);

@@ -1,19 +1,28 @@
-// Attention for many rows of 16-bit numbers, as in a prompt: products on tensor cores, scores never written.
+// Attention for many rows of 16-bit numbers, as in a prompt: products on tensor cores, scores never written. For
+// devices without what hopper_rows.cuh needs.
 //
-// A block owns 64 rows of one key-value head, each of its warps 16. Keys and values pass through shared memory in
-// tiles, the next on its way while one is used; tiles that no row of the block sees are skipped. Head sizes are
-// multiples of 8 up to kSize; the features up to kSize are zeros. Weights are rounded to T before they multiply values.
+// A block owns 128 rows of one key-value head, each of its four warps 32, so that what a warp reads of a key or value
+// serves two products. Keys and values pass through shared memory in tiles, the next on its way while one is used, with
+// a bit for each key that the padding mask shows; tiles that no row of the block sees are skipped. Scores, weights and
+// sums stay in registers. Head sizes are multiples of 8 up to kSize; the features up to kSize are zeros. Weights are
+// rounded to T before they multiply values. At kSize 256 a block owns 64 rows, and tiles are smaller.
+// Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask.
 // Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
 #pragma once
 
-#include "attention/arguments.cuh"
+#include "attention/lane_rows.cuh"
 #include "common/mma.cuh"
 
 namespace onnxfuse::attention::cuda {
 
-inline constexpr int kManyRows = 64, kManyThreads = 128;
+inline constexpr int kManyThreads = 128, kManyWarps = kManyThreads / kWarp;
 
-// kSize 256 has smaller tiles, to fit the 99 KiB of shared memory of compute capability 8.6.
+// Tiles of 16 rows of a warp, rows of a block, keys of a tile: they fit the 99 KiB of shared memory of compute
+// capability 8.6.
+template <int kSize>
+inline constexpr int kManyTiles = kSize <= 128 ? 2 : 1;
+template <int kSize>
+inline constexpr int kManyRows = kManyWarps * 16 * kManyTiles<kSize>;
 template <int kSize>
 inline constexpr int kManyKeys = kSize <= 128 ? 64 : 32;
 
@@ -28,38 +37,37 @@ struct Tile {
 
 template <typename T, int kSize>
 constexpr int64_t many_rows_bytes() {
-  return (kManyRows + 4 * kManyKeys<kSize>)*kSize * static_cast<int64_t>(sizeof(T));
+  return (kManyRows<kSize> + 4 * kManyKeys<kSize>)*kSize * static_cast<int64_t>(sizeof(T));
 }
 
-template <typename T, int kSize>
+// kPlain: has_plain_scores.
+template <typename T, int kSize, bool kPlain>
 __global__ void __launch_bounds__(kManyThreads) attention_cuda_many_rows(Arguments<T> a) {
   using namespace onnxfuse::cuda;
-  constexpr int kKeys = kManyKeys<kSize>, kChunks = kSize / 8;
+  constexpr int kKeys = kManyKeys<kSize>, kChunks = kSize / 8, kTiles = kManyTiles<kSize>, kRows = kManyRows<kSize>;
   extern __shared__ __align__(128) unsigned char bytes[];
+  __shared__ uint32_t shown[2][kKeys / 32];
   const Problem<T>& p = a.problem;
-  const int64_t group = p.heads / p.kv_heads, rows = p.queries * group, tiles = divide_up(rows, kManyRows);
+  const int past = past_of(a), keys = past + static_cast<int>(p.fresh);
+  const HeadPlace place(p, blockIdx.z, blockIdx.y, keys);
   // The last rows see the most keys: they go first.
-  const int64_t first = (tiles - 1 - blockIdx.x) * kManyRows;
-  const int64_t head = blockIdx.y, b = blockIdx.z;
+  const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kRows;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int past = past_of(a), keys = past + static_cast<int>(p.fresh), offset = keys - static_cast<int>(p.queries);
 
   const Tile<T, kSize> q{reinterpret_cast<T*>(bytes)};
-  const auto key_tile = [&](int stage) { return Tile<T, kSize>{q.data + (kManyRows + 2 * stage * kKeys) * kSize}; };
-  const auto value_tile = [&](int stage) {
-    return Tile<T, kSize>{q.data + (kManyRows + (2 * stage + 1) * kKeys) * kSize};
-  };
+  const auto key_tile = [&](int stage) { return Tile<T, kSize>{q.data + (kRows + 2 * stage * kKeys) * kSize}; };
+  const auto value_tile = [&](int stage) { return Tile<T, kSize>{q.data + (kRows + (2 * stage + 1) * kKeys) * kSize}; };
   // Of every tile a thread copies one chunk of some rows.
   constexpr int kRowStep = kManyThreads / kChunks;
   const int own_chunk = threadIdx.x % kChunks, own_row = threadIdx.x / kChunks;
   const bool has_key = own_chunk * 8 < p.key.size, has_value = own_chunk * 8 < p.value.size;
-  for (int r = own_row; r < kManyRows; r += kRowStep) {
-    const int64_t row = first + r;
-    const bool exists = row < rows && has_key;
-    const T* from = exists ? row_of(p.q, b, head * group + row % group, row / group) + own_chunk * 8 : p.q.data;
-    copy_async(q.at(r, own_chunk), from, exists);
+  for (int r = own_row; r < kRows; r += kRowStep) {
+    const bool exists = first + r < place.rows && has_key;
+    copy_async(q.at(r, own_chunk), exists ? place.at(p.q, first + r) + own_chunk * 8 : p.q.data, exists);
   }
-  const HeadRows<T> all_keys(p.key, past, b, head), all_values(p.value, past, b, head);
+  const HeadRows<T> all_keys(p.key, past, place.b, place.head), all_values(p.value, past, place.b, place.head);
+  const Mask mask = a.mask.of_batch(place.b);
+  // Returns whether the mask shows the thread's key of the tile.
   const auto fetch = [&](int tile, int stage) {
     const auto to_key = key_tile(stage), to_value = value_tile(stage);
 #pragma unroll
@@ -70,105 +78,85 @@ __global__ void __launch_bounds__(kManyThreads) attention_cuda_many_rows(Argumen
       copy_async(to_value.at(r, own_chunk), has_value ? all_values.at(existing) + own_chunk * 8 : p.q.data,
                  has_value && j < keys);
     }
+    const int own = static_cast<int>(threadIdx.x), j = tile * kKeys + own;
+    return own < kKeys && j < keys && mask.shows_first(j);
   };
 
   // The tiles of keys that any row of the block may see.
-  const int low = static_cast<int>(first / group);
-  const int high = static_cast<int>(min((first + kManyRows - 1) / group, p.queries - 1));
+  const int low = place.query_of(first), high = place.query_of(min(first + kRows, place.rows) - 1);
   const int window = static_cast<int>(min(p.window, int64_t{0x3fffffff}));
-  const int visible_end = p.causal ? max(min(keys, high + offset + 1), 0) : keys;
-  const int visible_begin = window > 0 ? max(low + offset - window + 1, 0) : 0;
+  const int visible_end = p.causal ? max(min(keys, high + place.offset + 1), 0) : keys;
+  const int visible_begin = window > 0 ? max(low + place.offset - window + 1, 0) : 0;
   const int first_tile = visible_begin / kKeys, end_tile = past < 0 ? 0 : (visible_end + kKeys - 1) / kKeys;
-  const Mask mask = a.mask.of_batch(b);
-  const bool is_plain = a.mask.bytes == 0 && p.bias.narrow == nullptr && p.bias.single == nullptr && p.softcap <= 0;
 
-  // The rows of this lane: lane / 4 of the warp's, and that eight further on.
-  const int64_t own[2] = {first + warp * 16 + lane / 4, first + warp * 16 + lane / 4 + 8};
-  const auto query_of = [&](int half) {
-    const int row = static_cast<int>(min(own[half], rows - 1)), heads = static_cast<int>(group);
-    return Query<T>(a, b, static_cast<int>(head) * heads + row % heads, row / heads, offset);
-  };
-  const Query<T> queries[2] = {query_of(0), query_of(1)};
-  float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
-  float sums[kSize / 8][4] = {};
-  if (first_tile < end_tile) fetch(first_tile, 0);
+  const int own = first + warp * 16 * kTiles;  // the first row of the warp
+  const SeenByAll seen(p, place, own, 16 * kTiles);
+  LaneRows<T, kKeys, kPlain> rows[kTiles];
+  float sums[kTiles][kSize / 8][4] = {};
+  bool is_shown = first_tile < end_tile && fetch(first_tile, 0);
   commit_copies();
   for (int tile = first_tile; tile < end_tile; ++tile) {
     const int stage = (tile - first_tile) % 2;
-    if (tile + 1 < end_tile) fetch(tile + 1, 1 - stage);
+    const uint32_t own_bits = __ballot_sync(0xffffffff, is_shown);
+    if (lane == 0 && warp < kKeys / 32) shown[stage][warp] = own_bits;
+    if (tile + 1 < end_tile) is_shown = fetch(tile + 1, 1 - stage);
     commit_copies();
     wait_for_copies<1>();
     __syncthreads();
 
-    float scores[kKeys / 8][4] = {};
+    float scores[kTiles][kKeys / 2] = {};
     const auto key = key_tile(stage);
 #pragma unroll
     for (int k = 0; k < kSize / 16; ++k) {
-      uint32_t rows_of_q[4];
-      load_matrices(rows_of_q, q.at(warp * 16 + lane % 16, 2 * k + lane / 16));
+      uint32_t rows_of_q[kTiles][4];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        load_matrices(rows_of_q[t], q.at((warp * kTiles + t) * 16 + lane % 16, 2 * k + lane / 16));
+      }
 #pragma unroll
       for (int n = 0; n < kKeys / 16; ++n) {
         uint32_t r[4];
         load_matrices(r, key.at(n * 16 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-        multiply_add<T>(scores[2 * n], rows_of_q, r[0], r[1]);
-        multiply_add<T>(scores[2 * n + 1], rows_of_q, r[2], r[3]);
-      }
-    }
-
-    const int start = tile * kKeys;
-    const bool all_visible = is_plain && start + kKeys <= keys && (!p.causal || start + kKeys <= low + offset + 1) &&
-                             (window <= 0 || start > high + offset - window);
-    if (all_visible) {
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) scores[n][c] *= p.scale;
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const int j = start + n * 8 + lane % 4 * 2 + c % 2;
-          scores[n][c] = queries[c / 2].score(a, scores[n][c], j, j < keys && mask.shows_first(j));
+        for (int t = 0; t < kTiles; ++t) {
+          auto& both = reinterpret_cast<float (&)[2][4]>(scores[t][8 * n]);
+          multiply_add<T>(both[0], rows_of_q[t], r[0], r[1]);
+          multiply_add<T>(both[1], rows_of_q[t], r[2], r[3]);
         }
       }
     }
 
+    uint32_t bits[kKeys / 32];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float now = top[half];
+    for (int w = 0; w < kKeys / 32; ++w) bits[w] = shown[stage][w];
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) now = fmaxf(now, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 1));
-      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 2));
-      const float less = decay(top[half], now);
-      top[half] = now;
-      total[half] *= less;
+    for (int t = 0; t < kTiles; ++t) {
+      rows[t].weigh(a, place, seen, own + t * 16 + lane / 4, tile * kKeys, bits, scores[t]);
 #pragma unroll
-      for (int n = 0; n < kSize / 8; ++n) sums[n][2 * half] *= less, sums[n][2 * half + 1] *= less;
+      for (int n = 0; n < kSize / 8; ++n) {
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int c = 2 * half; c < 2 * half + 2; ++c) {
-          scores[n][c] = weight(scores[n][c], now);
-          total[half] += scores[n][c];
-        }
+        for (int c = 0; c < 4; ++c) sums[t][n][c] *= rows[t].less[c / 2];
       }
     }
 
     const auto value = value_tile(stage);
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
-      const uint32_t weights[4] = {
-          pack<T>(scores[2 * k][0], scores[2 * k][1]), pack<T>(scores[2 * k][2], scores[2 * k][3]),
-          pack<T>(scores[2 * k + 1][0], scores[2 * k + 1][1]), pack<T>(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+      uint32_t weights[kTiles][4];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) weights[t][i] = pack<T>(scores[t][8 * k + 2 * i], scores[t][8 * k + 2 * i + 1]);
+      }
 #pragma unroll
       for (int n = 0; n < kSize / 16; ++n) {
         uint32_t r[4];
         load_matrices_transposed(r, value.at(k * 16 + lane % 16, 2 * n + lane / 16));
-        multiply_add<T>(sums[2 * n], weights, r[0], r[1]);
-        multiply_add<T>(sums[2 * n + 1], weights, r[2], r[3]);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+          multiply_add<T>(sums[t][2 * n], weights[t], r[0], r[1]);
+          multiply_add<T>(sums[t][2 * n + 1], weights[t], r[2], r[3]);
+        }
       }
     }
     __syncthreads();  // before the tile is overwritten
@@ -176,19 +164,20 @@ __global__ void __launch_bounds__(kManyThreads) attention_cuda_many_rows(Argumen
   wait_for_copies<0>();
 
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = total[half];
-    sum += __shfl_xor_sync(0xffffffff, sum, 1);
-    sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    if (past < 0) sum = NAN;
-    if (own[half] >= rows) continue;
-    const float factor = sum == 0 ? 0.0f : 1.0f / sum;
-    T* out = row_of(p.y, b, head * group + own[half] % group, own[half] / group);
+  for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-    for (int n = 0; n < kSize / 8; ++n) {
-      const int column = n * 8 + lane % 4 * 2;
-      if (column >= p.value.size) continue;
-      *reinterpret_cast<uint32_t*>(out + column) = pack<T>(sums[n][2 * half] * factor, sums[n][2 * half + 1] * factor);
+    for (int half = 0; half < 2; ++half) {
+      const float factor = past < 0 ? NAN : rows[t].factor(half);
+      const int row = own + t * 16 + lane / 4 + 8 * half;
+      if (row >= place.rows) continue;
+      T* const out = place.at(p.y, row);
+#pragma unroll
+      for (int n = 0; n < kSize / 8; ++n) {
+        const int column = n * 8 + lane % 4 * 2;
+        if (column >= p.value.size) continue;
+        *reinterpret_cast<uint32_t*>(out + column) =
+            pack<T>(sums[t][n][2 * half] * factor, sums[t][n][2 * half + 1] * factor);
+      }
     }
   }
 }
