@@ -68,7 +68,7 @@ class Attention : public AttentionNode<T> {
       a.moves_value = p.value.moves();
     }
     const bool attends = p.queries > 0 && p.value.size > 0;
-    a.copies = attends && has_vectors(p) && p.rows() <= kFewRows;
+    a.copies = attends && has_vectors(p) && (p.rows() <= kFewRows || (is_for_hopper() && p.window <= 0));
     if (!a.copies) copy(stream, a);
     if (attends) attend(context, stream, &a);
   }
@@ -116,6 +116,9 @@ class Attention : public AttentionNode<T> {
            is_aligned(p.q.data) && is_aligned(p.y.data);
   }
 
+  // Whether many rows in vectors go to the kernel for compute capability 9.0.
+  static bool is_for_hopper() { return sizeof(T) == 2 && attention::cuda::has_hopper_rows(); }
+
   void attend(const Context& context, const cuda::Stream& stream, Arguments<T>* a) const {
     namespace kernels = attention::cuda;
     const Problem<T>& p = a->problem;
@@ -138,8 +141,7 @@ class Attention : public AttentionNode<T> {
     }
     if constexpr (sizeof(T) == 2) {
       if (has_vectors(p)) {
-        if (!kernels::attend_on_hopper(stream, *a)) attend_with_tensor_cores(stream, *a);
-        return;
+        return is_for_hopper() ? kernels::attend_on_hopper(stream, *a) : attend_with_tensor_cores(stream, *a);
       }
     }
     const auto kernel = kernels::attention_cuda_any_rows<T>;

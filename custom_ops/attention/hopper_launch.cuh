@@ -8,17 +8,9 @@
 
 namespace onnxfuse::attention::cuda {
 
-// Launches the kernel; false where it cannot run.
 template <typename T>
-bool launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>& a) {
+void launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>& a) {
   using onnxfuse::cuda::device_attribute;
-  // The body that does something has barriers; which the kernel has is the same on all devices it can run on.
-  static const bool is_compiled = [] {
-    cudaFuncAttributes attributes{};
-    onnxfuse::cuda::check(cudaFuncGetAttributes(&attributes, attention_cuda_hopper_rows<T, 64, true>), "Attention");
-    return attributes.sharedSizeBytes > 0;
-  }();
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor) != 9 || !is_compiled) return false;
   const Problem<T>& p = a.problem;
   // Keys and values that the cache of the device keeps while all their rows are worked on.
   constexpr int64_t kCached = 40 << 20;
@@ -32,13 +24,15 @@ bool launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
   const int64_t grid = std::min<int64_t>(items.count, device_attribute(cudaDevAttrMultiProcessorCount));
   const auto launch = [&](auto most, auto plain) {
     constexpr int kSize = decltype(most)::value;
-    const auto map = [&](const Rows<const T>& rows, int64_t count, int64_t size) {
+    const auto map = [&](const auto& rows, int64_t count, int64_t size) {
       return onnxfuse::cuda::tensor_map(rows.data, p.batch, p.kv_heads, count, size, rows.batch, rows.head, rows.row,
                                         kHopperKeys<kSize>);
     };
-    const int64_t past = a.room > 0 ? a.room : p.past;
-    const Maps maps{map(p.key.past, past, p.key.size), map(p.key.fresh, p.fresh, p.key.size),
-                    map(p.value.past, past, p.value.size), map(p.value.fresh, p.fresh, p.value.size)};
+    const auto maps_of = [&](const Cache<T>& cache) {
+      return CacheMaps{map(cache.past, a.room > 0 ? a.room : p.past, cache.size), map(cache.fresh, p.fresh, cache.size),
+                       map(cache.present, a.room > 0 ? a.room : p.keys(), cache.size)};
+    };
+    const Maps maps{maps_of(p.key), maps_of(p.value)};
     stream.launch("Attention", attention_cuda_hopper_rows<T, kSize, decltype(plain)::value>,
                   static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
   };
@@ -55,7 +49,6 @@ bool launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
   } else {
     launch(std::integral_constant<int, 256>{}, std::true_type{});
   }
-  return true;
 }
 
 }  // namespace onnxfuse::attention::cuda

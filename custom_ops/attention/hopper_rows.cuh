@@ -29,9 +29,13 @@ inline constexpr int kHopperThreads = 3 * onnxfuse::cuda::kWarpgroup, kHopperSta
 template <int kSize>
 inline constexpr int kHopperKeys = kSize <= 128 ? 128 : 64;
 
-// Of the keys and values, whose past and new rows lie apart.
+// Of keys or values.
+struct CacheMaps {
+  CUtensorMap past, fresh, present;
+};
+
 struct Maps {
-  CUtensorMap past_keys, keys, past_values, values;
+  CacheMaps keys, values;
 };
 
 template <typename T, int kSize>
@@ -85,27 +89,32 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   };
 
   if (threadIdx.x < kCopiers) {
-    give_registers<40>();
+    give_registers<56>();
     const int own = threadIdx.x, warp = own / kWarp, lane = own % kWarp;
+    constexpr int kCopy = 5;  // a named barrier
     // A thread copies one chunk of some rows.
     constexpr int kColumns = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32, kStep = kCopiers / kColumns;
     const int chunk = own % kColumns, own_row = own / kColumns;
-    // Has the tile copied, by the engine if all its keys exist and lie together.
-    const auto copy_tile = [&](unsigned char* to, const Item<T>& item, const Cache<T>& cache,
-                               const CUtensorMap& past_map, const CUtensorMap& map, int tile, uint64_t* full) {
+    // Whether all keys of a tile exist and lie together: then the engine copies it.
+    const auto is_whole = [&](int start) { return start + kKeys <= past || (start >= past && start + kKeys <= keys); };
+    const auto copy_tile = [&](unsigned char* to, const Item<T>& item, const Cache<T>& cache, const CacheMaps& map,
+                               int tile, uint64_t* full) {
       const uint32_t to_tile = shared_address(to);
       const int start = tile * kKeys;
-      const bool is_past = start + kKeys <= past;
-      if (is_past || (start >= past && start + kKeys <= keys)) {
+      if (is_whole(start)) {
         if (own > 0) return;
+        wait_for_stores();
         expect_bytes(full, Memory::kKeysBytes);
+        const bool is_past = start < past;
 #pragma unroll
         for (int slab = 0; slab < Memory::kSlabs; ++slab) {
-          copy_slab(to_tile + slab * kKeysSlab, is_past ? past_map : map, slab * kSlab, is_past ? start : start - past,
-                    static_cast<int>(item.head), static_cast<int>(item.b), full);
+          copy_slab(to_tile + slab * kKeysSlab, is_past ? map.past : map.fresh, slab * kSlab,
+                    is_past ? start : start - past, static_cast<int>(item.head), static_cast<int>(item.b), full);
         }
         return;
       }
+      if (own == 0) wait_for_stores();
+      sync_threads(kCopy, kCopiers);
       const HeadRows<T> rows(cache, past, item.b, item.head);
 #pragma unroll 1
       for (int r = own_row; r < kKeys && chunk < kChunks; r += kStep) {
@@ -116,6 +125,30 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       commit_copies();
       wait_for_copies<0>();
       publish();
+    };
+    // Writes the tile's rows of present: the engine from shared memory, threads from where they read them.
+    const auto write_present = [&](unsigned char* from, const Item<T>& item, const Cache<T>& cache,
+                                   const CacheMaps& map, bool moves, int tile, uint64_t* full, uint32_t parity) {
+      const int start = tile * kKeys, first = moves ? 0 : past;
+      if (cache.present.data == nullptr || start + kKeys <= first) return;
+      if (is_whole(start)) {
+        if (own > 0) return;
+        wait(full, parity);
+#pragma unroll
+        for (int slab = 0; slab < Memory::kSlabs; ++slab) {
+          store_slab(map.present, slab * kSlab, start, static_cast<int>(item.head), static_cast<int>(item.b),
+                     shared_address(from) + slab * kKeysSlab);
+        }
+        commit_stores();
+        return;
+      }
+      const HeadRows<T> rows(cache, past, item.b, item.head);
+#pragma unroll 1
+      for (int j = start + own_row; j < min(start + kKeys, keys) && chunk * 8 < cache.size; j += kStep) {
+        if (j < first) continue;
+        *reinterpret_cast<uint4*>(row_of(cache.present, item.b, item.head, j) + chunk * 8) =
+            *reinterpret_cast<const uint4*>(rows.at(j) + chunk * 8);
+      }
     };
     const auto announce = [&](uint64_t* full) {
       __syncwarp();
@@ -132,7 +165,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const auto copy_keys = [&](int tile, int number) {
         const int stage = number % kHopperStages, j = tile * kKeys + own;
         wait(&keys_empty[stage], number / kHopperStages % 2 ^ 1);
-        copy_tile(key_tile(stage), item, p.key, maps.past_keys, maps.keys, tile, &keys_full[stage]);
+        copy_tile(key_tile(stage), item, p.key, maps.keys, tile, &keys_full[stage]);
         return own < kKeys && j < keys && mask.shows_first(j);
       };
       const auto announce_keys = [&](int number, bool is_shown) {
@@ -158,19 +191,32 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       wait_for_copies<0>();
       publish();
       announce(&rows_full[rows_stage]);
+      // Who sees all keys writes present.
+      const bool writes = a.copies && item.first + kHopperRows >= item.rows;
+      const auto write_values = [&](int tile, int number) {
+        const int stage = number % kHopperStages;
+        write_present(value_tile(stage), item, p.value, maps.values, a.moves_value, tile, &values_full[stage],
+                      number / kHopperStages % 2);
+      };
       for (int tile = item.begin; tile < item.end; ++tile, ++tiles) {
         if (tile + 1 < item.end) announce_keys(tiles + 1, copy_keys(tile + 1, tiles + 1));
-        const int stage = tiles % kHopperStages;
-        wait(&values_empty[stage], tiles / kHopperStages % 2 ^ 1);
-        copy_tile(value_tile(stage), item, p.value, maps.past_values, maps.values, tile, &values_full[stage]);
+        const int stage = tiles % kHopperStages, parity = tiles / kHopperStages % 2;
+        wait(&values_empty[stage], parity ^ 1);
+        copy_tile(value_tile(stage), item, p.value, maps.values, tile, &values_full[stage]);
         announce(&values_full[stage]);
+        if (!writes) continue;
+        // Of what is there by now.
+        write_present(key_tile(stage), item, p.key, maps.keys, a.moves_key, tile, &keys_full[stage], parity);
+        if (tile > item.begin) write_values(tile - 1, tiles - 1);
       }
+      if (writes) write_values(item.end - 1, tiles - 1);
       ++items_done;
     }
+    if (own == 0) wait_for_stores();
     return;
   }
 
-  take_registers<232>();
+  take_registers<224>();
   const int team = threadIdx.x / kWarpgroup - 1, warp = threadIdx.x % kWarpgroup / kWarp, lane = threadIdx.x % kWarp;
   constexpr int kTurn = 1, kTeam = 3;  // named barriers: of a team's turn, and of a team
   if (team == 1) arrive_threads(kTurn, 2 * kWarpgroup);

@@ -82,6 +82,16 @@ __device__ inline void copy_slab(uint32_t to, const CUtensorMap& map, int column
       : "memory");
 }
 
+// Has a slab written back; `commit_stores` begins what the thread has asked for so far, and `wait_for_stores` waits
+// until its shared memory has been read.
+__device__ inline void store_slab(const CUtensorMap& map, int column, int row, int head, int batch, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(&map),
+               "r"(column), "r"(row), "r"(head), "r"(batch), "r"(from)
+               : "memory");
+}
+__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ inline void wait_for_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 // Registers of each thread of a warpgroup from here on.
 template <int kCount>
 __device__ inline void take_registers() {
