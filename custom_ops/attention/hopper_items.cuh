@@ -18,8 +18,9 @@ struct Items {
 template <typename T>
 struct Item {
   int64_t b, head;
-  int first, rows;  // the first row, and the rows of the head
-  int begin, end;   // tiles begin..end-1
+  int first, rows;             // the first row, and the rows of the head
+  int begin, end;              // tiles begin..end-1
+  int write_begin, write_end;  // the tiles that it writes to present: each is one item's, all of them about as many
 
   template <int kKeys>
   __device__ static Item of(const Arguments<T>& a, const Items& items, int64_t index, int keys, int past) {
@@ -39,9 +40,20 @@ struct Item {
     const int offset = keys - static_cast<int>(p.queries);
     const int low = item.first / group, high = (min(item.first + kHopperRows, item.rows) - 1) / group;
     const int window = static_cast<int>(min(p.window, int64_t{0x3fffffff}));
-    const int visible_end = p.causal ? max(min(keys, high + offset + 1), 0) : keys;
+    // The tiles up to the last that a query sees.
+    const auto tiles_of = [&](int query) {
+      return ((p.causal ? max(min(keys, query + offset + 1), 0) : keys) + kKeys - 1) / kKeys;
+    };
     item.begin = (window > 0 ? max(low + offset - window + 1, 0) : 0) / kKeys;
-    item.end = past < 0 ? item.begin : max((visible_end + kKeys - 1) / kKeys, item.begin);
+    item.end = past < 0 ? item.begin : max(tiles_of(high), item.begin);
+    const int64_t number = item.first / kHopperRows;
+    if (p.causal) {
+      item.write_begin = number == 0 ? 0 : tiles_of((item.first - 1) / group);
+      item.write_end = item.end;
+    } else {
+      item.write_begin = static_cast<int>(item.end * number / items.tiles);
+      item.write_end = static_cast<int>(item.end * (number + 1) / items.tiles);
+    }
     return item;
   }
 };

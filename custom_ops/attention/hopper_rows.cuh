@@ -7,14 +7,18 @@
 // warpgroups own 64 rows each: scores and sums stay in registers, and the weights multiply the values from there. While
 // the tensor cores multiply a tile's weights by its values and the next keys by q, the weights of the next tile are
 // computed; the two warpgroups take turns, so that one computes weights while the other multiplies. Tiles that no row
-// of an item sees are skipped; only tiles on the border of what is visible look at single keys.
+// of an item sees are skipped; only tiles on the border of what is visible look at single keys. If asked to, each item
+// writes some of its tiles to present.
 //
 // Shared memory, head size 128: q of two items 2 x 32 KiB, keys and values 2 x 64 KiB; q's place takes the results on
 // their way out. Head sizes are multiples of 8 up to kSize; the features up to kSize are zeros. Weights are rounded to
-// T before they multiply values. Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask. On an
-// H200, which multiplies large float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 400 TFLOP/s at 2048 rows, 525
-// at 8192; without the causal mask 504 at 2048. Sources: Dao 2023, FlashAttention-2, arXiv:2307.08691; Shah et al.
-// 2024, FlashAttention-3, arXiv:2407.08608.
+// T before they multiply values.
+//
+// Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask. On an H200, which multiplies large
+// float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 430 TFLOP/s at 2048 rows, 408 where present is written,
+// too; 525 at 8192 rows; 537 without the causal mask at 2048.
+//
+// Sources: Dao 2023, FlashAttention-2, arXiv:2307.08691; Shah et al. 2024, FlashAttention-3, arXiv:2407.08608.
 #pragma once
 
 #include "attention/hopper_items.cuh"
@@ -191,8 +195,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       wait_for_copies<0>();
       publish();
       announce(&rows_full[rows_stage]);
-      // Who sees all keys writes present.
-      const bool writes = a.copies && item.first + kHopperRows >= item.rows;
+      const auto writes = [&](int tile) { return a.copies && tile >= item.write_begin && tile < item.write_end; };
       const auto write_values = [&](int tile, int number) {
         const int stage = number % kHopperStages;
         write_present(value_tile(stage), item, p.value, maps.values, a.moves_value, tile, &values_full[stage],
@@ -204,12 +207,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         wait(&values_empty[stage], parity ^ 1);
         copy_tile(value_tile(stage), item, p.value, maps.values, tile, &values_full[stage]);
         announce(&values_full[stage]);
-        if (!writes) continue;
-        // Of what is there by now.
-        write_present(key_tile(stage), item, p.key, maps.keys, a.moves_key, tile, &keys_full[stage], parity);
-        if (tile > item.begin) write_values(tile - 1, tiles - 1);
+        // What is there by now.
+        if (writes(tile)) {
+          write_present(key_tile(stage), item, p.key, maps.keys, a.moves_key, tile, &keys_full[stage], parity);
+        }
+        if (tile > item.begin && writes(tile - 1)) write_values(tile - 1, tiles - 1);
       }
-      if (writes) write_values(item.end - 1, tiles - 1);
+      if (writes(item.end - 1)) write_values(item.end - 1, tiles - 1);
       ++items_done;
     }
     if (own == 0) wait_for_stores();
