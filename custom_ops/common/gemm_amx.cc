@@ -215,13 +215,15 @@ void multiply_block(const TileLayout& layout, const char* a, const Weight* weigh
       const int64_t first_step = slice * kSliceSteps, slice_steps = std::min(kSliceSteps, steps - first_step);
       const int64_t stride = weight.packed ? kPanel : weight.columns;
       const W* b = source(i);
-      for (int64_t s = 0; s < slice_steps; ++s)
-        convert_step(b + s * kStep * stride, stride, depth - (first_step + s) * kStep, weight.columns - panel * kPanel,
-                     scratch + s * kStepBytes);
       const bool more = weight.packed && i + 1 < items;
       Prefetcher prefetcher(source(more ? i + 1 : i),
                             more ? slice_steps * kStep * kPanel * static_cast<int64_t>(sizeof(W)) : 0,
-                            block.tiles * slice_steps);
+                            (1 + block.tiles) * slice_steps);
+      for (int64_t s = 0; s < slice_steps; ++s) {
+        prefetcher.piece();
+        convert_step(b + s * kStep * stride, stride, depth - (first_step + s) * kStep, weight.columns - panel * kPanel,
+                     scratch + s * kStepBytes);
+      }
       float* sums = block.sums + i / grouped * block.row_capacity * kPanel;
       for (int64_t tile = 0; tile < block.tiles; ++tile, sums += kTileRows * kPanel) {
         const char* rows = a + (block.first_tile + tile) * a_tile_bytes + first_step * a_step_bytes;
