@@ -7,7 +7,7 @@ tables, norms and biases; the function bodies widen the weights. Like packed wei
 is written, a slab of rows at a time.
 
 What else reads a matrix still finds it in float32. A matrix with values that bfloat16 does not have, infinite ones or
-some beyond 3.39e38, stays as it is.
+some beyond 3.39e38, stays as it is, and so do products by Gemm and by constants of another rank.
 """
 
 from __future__ import annotations

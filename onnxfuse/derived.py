@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxfuse.facts import SMALL
 
-SLAB = 1 << 25  # bytes of a result that are computed at a time
+SLAB = 1 << 25  # bytes of a result, or of what it is computed from, that are in memory at a time
 
 
 def unmap(tensor: ir.TensorProtocol) -> None:
@@ -63,9 +63,9 @@ class ComputedTensor(ir.LazyTensor):
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the tensor's bytes slab by slab; all at once where every slab would compute its source again."""
-        rows = self.shape[0]
-        in_file = isinstance(self._stored(), ir.ExternalTensor) and self.dtype.bitwidth >= 8
-        step = max(1, SLAB * rows // max(1, self.nbytes)) if in_file else max(1, rows)
+        rows, stored = self.shape[0], self._stored()
+        in_file = isinstance(stored, ir.ExternalTensor) and self.dtype.bitwidth >= 8
+        step = max(1, SLAB * rows // max(1, self.nbytes, stored.nbytes)) if in_file else max(1, rows)
         for start in range(0, rows, step):
             self._computed(start, min(start + step, rows)).tofile(file)
 
