@@ -101,55 +101,53 @@ def with_genai_builder(sizes: Sizes, source: Path, target: Path) -> None:
         file.unlink()
 
 
-def with_onnxfuse(sizes: Sizes, source: Path, target: Path, **options: str) -> None:
+def with_onnxfuse(sizes: Sizes, source: Path, target: Path, *, kv_cache: str, weights: str) -> None:
+    """Both kinds of cache refer to one file of weights, which then is in memory once."""
     import onnxfuse
 
-    onnxfuse.optimize(source, target, level=sizes.level, **options)
+    fused = target.with_name("fused.onnx")
+    if not fused.exists():
+        onnxfuse.optimize(source, fused, weights=weights)
+    onnxfuse.optimize(fused, target, level=sizes.level, kv_cache=kv_cache, weights="reference")
 
 
 @dataclass(frozen=True)
 class Maker:
-    """How a model is made, and by which package; `shared`: its past and present are one buffer."""
+    """How a model is made, by which package, and in which file; `shared`: its past and present are one buffer."""
 
     package: str
     make: Callable[..., None]
+    file: str
     shared: bool = False
     ours: bool = False
     weight_bytes: int = 4
-    file_of: str = ""  # the model whose file this one is, run in another way
-
-    def path(self, name: str, folder: Path) -> Path:
-        """Where the model called `name` is."""
-        return folder / (self.file_of or name).replace(" ", "_") / "model.onnx"
 
 
-def ours(shared: bool, weight_bytes: int) -> Maker:
-    options = {"kv_cache": "shared"} if shared else {}
-    options |= {"weights": "bf16"} if weight_bytes == 2 else {}
-    return Maker("onnxfuse", functools.partial(with_onnxfuse, **options), shared, True, weight_bytes)
+def ours(file: str, *, shared: bool = False, weight_bytes: int = 4) -> Maker:
+    options = {"kv_cache": "shared" if shared else "concat", "weights": "bf16" if weight_bytes == 2 else "copy"}
+    return Maker("onnxfuse", functools.partial(with_onnxfuse, **options), file, shared, True, weight_bytes)
 
 
 MODELS = {
-    EXPORTED: Maker("torch", export),
-    "ort transformers": Maker("onnxruntime.transformers", with_onnxruntime_transformers),
-    "onnxscript": Maker("onnxscript", with_onnxscript),
-    "genai builder": Maker("onnxruntime_genai", with_genai_builder),
-    "genai builder shared": Maker("onnxruntime_genai", with_genai_builder, shared=True, file_of="genai builder"),
-    "onnxfuse": ours(False, 4),
-    "onnxfuse shared": ours(True, 4),
-    "onnxfuse bf16": ours(False, 2),
-    "onnxfuse bf16 shared": ours(True, 2),
+    EXPORTED: Maker("torch", export, "exported/model.onnx"),
+    "ort transformers": Maker("onnxruntime.transformers", with_onnxruntime_transformers, "ort/model.onnx"),
+    "onnxscript": Maker("onnxscript", with_onnxscript, "onnxscript/model.onnx"),
+    "genai builder": Maker("onnxruntime_genai", with_genai_builder, "genai/model.onnx"),
+    "genai builder shared": Maker("onnxruntime_genai", with_genai_builder, "genai/model.onnx", shared=True),
+    "onnxfuse": ours("onnxfuse/concat.onnx"),
+    "onnxfuse shared": ours("onnxfuse/shared.onnx", shared=True),
+    "onnxfuse bf16": ours("onnxfuse_bf16/concat.onnx", weight_bytes=2),
+    "onnxfuse bf16 shared": ours("onnxfuse_bf16/shared.onnx", shared=True, weight_bytes=2),
 }
 
 
 def complaint_of_making(name: str, sizes: Sizes, folder: Path) -> str:
     """Make a model in a process of its own unless it is there; the last line of the complaint if that fails."""
-    maker = MODELS[name]
-    path = maker.path(name, folder)
+    path = folder / MODELS[name].file
     if path.exists():
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, maker.file_of or name, str(folder), json.dumps(asdict(sizes))]
+    command = [sys.executable, __file__, name, str(folder), json.dumps(asdict(sizes))]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode == 0 and path.exists():
         return ""
@@ -160,4 +158,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     name, folder = sys.argv[1], Path(sys.argv[2])
     sizes = Sizes(**json.loads(sys.argv[3]))
-    MODELS[name].make(sizes, MODELS[EXPORTED].path(EXPORTED, folder), MODELS[name].path(name, folder))
+    MODELS[name].make(sizes, folder / MODELS[EXPORTED].file, folder / MODELS[name].file)

@@ -57,22 +57,27 @@ def feed_of(point: Point, sizes: Sizes) -> dict[str, np.ndarray]:
     return feed
 
 
+@functools.cache
+def session(path: Path, ours: bool, threads: int):
+    """A session, which several runners may share."""
+    import onnxruntime
+
+    import onnxfuse
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if ours:
+        return onnxfuse.session(path, options=options)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 class InOnnxRuntime:
     """A session whose inputs lie where it reads them."""
 
     def __init__(self, path: Path, maker: Maker, threads: int) -> None:
-        import onnxruntime
-
-        import onnxfuse
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
         self.shared = maker.shared
-        if maker.ours:
-            self.session = onnxfuse.session(path, options=options)
-        else:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = session(path, maker.ours, threads)
         self.inputs = [entry.name for entry in self.session.get_inputs()]
         self.outputs = [entry.name for entry in self.session.get_outputs()]
 
@@ -248,30 +253,33 @@ def numbers(text: str) -> list[int]:
 def runner(name: str, sizes: Sizes, folder: Path, threads: int):
     """The model called `name`, ready to run."""
     if name in MODELS:
-        complaint = complaint_of_making(name, sizes, folder)
-        if complaint:
-            raise RuntimeError(complaint)
-        return InOnnxRuntime(MODELS[name].path(name, folder), MODELS[name], threads)
+        return InOnnxRuntime(folder / MODELS[name].file, MODELS[name], threads)
     if name == "openvino":
-        return InOpenVINO(MODELS[EXPORTED].path(EXPORTED, folder), threads)
+        return InOpenVINO(folder / MODELS[EXPORTED].file, threads)
     return InTorch(sizes, threads, compiled=name == "torch compile")
 
 
 def runners(names: list[str], sizes: Sizes, folder: Path, threads: int) -> dict:
     """Those that are installed and whose model can be made; of the others it is said why they are absent."""
     packages = {name: maker.package for name, maker in MODELS.items()} | OTHERS
-    ready = {}
-    for name in names:
+    complaints, ready = {}, {}
+    for name in names:  # before any is loaded, since making takes memory too
+        start = time.perf_counter()
         if importlib.util.find_spec(packages[name]) is None:
-            print(f"{name}: absent, {packages[name]} is not installed")
-            continue
+            complaints[name] = f"{packages[name]} is not installed"
+        elif name in MODELS:
+            complaints[name] = complaint_of_making(name, sizes, folder)
+            print(f"{name}: made in {time.perf_counter() - start:.0f} s", flush=True)
+    for name in names:
         start = time.perf_counter()
         try:
+            if complaints.get(name):
+                raise RuntimeError(complaints[name])
             ready[name] = runner(name, sizes, folder, threads)
         except Exception as error:  # each tool and runtime has its own
             print(f"{name}: absent, {str(error).strip().splitlines()[0][:120]}")
             continue
-        print(f"{name}: made and loaded in {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{name}: loaded in {time.perf_counter() - start:.1f} s", flush=True)
     return ready
 
 
@@ -293,6 +301,8 @@ def parsed() -> tuple[argparse.Namespace, Sizes]:
     )
     parser.add_argument("--folder", type=Path, help="where models are kept and found again (default: nowhere)")
     options = parser.parse_args()
+    for name in set(options.peers.split(",")) - {*MODELS, *OTHERS}:
+        parser.error(f"--peers names {name!r}, expected some of {', '.join([*MODELS, *OTHERS])}")
     sizes = Sizes(**{name: getattr(options, name) for name in Sizes.__annotations__})
     if options.small:
         sizes = Sizes(hidden=256, intermediate=688, heads=2, kv_heads=2, vocab=2000, level=sizes.level)
