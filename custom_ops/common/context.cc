@@ -61,6 +61,13 @@ std::string NodeInfo::text(const char* name, std::optional<std::string> otherwis
   return value;
 }
 
+bool NodeInfo::is_constant(size_t input) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(ort::api.KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value));
+  return is_constant != 0;
+}
+
 OrtAllocator* NodeInfo::allocator() const {
   OrtAllocator* allocator = nullptr;
   check(ort::api.KernelInfoGetAllocator(info_, ort::kMemoryDefault, &allocator));

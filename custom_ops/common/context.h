@@ -21,6 +21,9 @@ class NodeInfo {
   int64_t integer(const char* name, std::optional<int64_t> otherwise = std::nullopt) const;
   std::string text(const char* name, std::optional<std::string> otherwise = std::nullopt) const;
 
+  // Whether an input is the same in every run.
+  bool is_constant(size_t input) const;
+
   // The allocator of the device that the node runs on; the caller's to release.
   OrtAllocator* allocator() const;
 

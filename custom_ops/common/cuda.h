@@ -34,26 +34,33 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Whether kernels, as compiled for the current device, can wait for those before them, see early_start.cuh.
+bool can_start_early();
+
 // Launches on the stream of a run.
 class Stream {
  public:
-  explicit Stream(const Context& context) : stream_(static_cast<cudaStream_t>(context.gpu_stream())) {}
+  explicit Stream(const Context& context) : Stream(static_cast<cudaStream_t>(context.gpu_stream())) {}
+  explicit Stream(cudaStream_t stream) : stream_(stream) {}
 
   template <class... Parameters, class... Arguments>
   void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared_bytes,
               const Arguments&... arguments) const {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    constexpr size_t kWithoutAsking = 48 << 10;
-    if (shared_bytes > kWithoutAsking) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-            name);
-    }
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = threads;
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream_;
-    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+    launch_as(false, 1, name, kernel, grid, threads, shared_bytes, arguments...);
+  }
+
+  // For a kernel that calls wait_for_previous(): it may start before the kernel before it ends.
+  template <class... Parameters, class... Arguments>
+  void launch_early(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared_bytes,
+                    const Arguments&... arguments) const {
+    launch_as(can_start_early(), 1, name, kernel, grid, threads, shared_bytes, arguments...);
+  }
+
+  // As launch_early, with so many neighbouring blocks in a cluster. Where kernels can start early only.
+  template <class... Parameters, class... Arguments>
+  void launch_clusters(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned cluster, unsigned threads,
+                       size_t shared_bytes, const Arguments&... arguments) const {
+    launch_as(true, cluster, name, kernel, grid, threads, shared_bytes, arguments...);
   }
 
   cudaStream_t get() const { return stream_; }
@@ -63,6 +70,36 @@ class Stream {
   }
 
  private:
+  template <class... Parameters, class... Arguments>
+  void launch_as(bool early, unsigned cluster, const char* name, void (*kernel)(Parameters...), dim3 grid,
+                 unsigned threads, size_t shared_bytes, const Arguments&... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    constexpr size_t kWithoutAsking = 32 << 10;  // 48, but for what kernels declare themselves
+    if (shared_bytes > kWithoutAsking) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+            name);
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = threads;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    cudaLaunchAttribute attributes[2] = {};
+    if (early) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = cluster;
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+    config.attrs = attributes;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+  }
+
   cudaStream_t stream_;
 };
 

@@ -9,12 +9,12 @@ namespace onnxfuse::mlp::cuda {
 
 inline constexpr int kAnyTile = 64, kAnySlice = 16, kAnyThreads = 256;
 
-template <typename T, typename A, typename Out, bool kGated>
-__global__ void __launch_bounds__(kAnyThreads) products_cuda_any_rows(Product<T, A, Out> p) {
+template <bool kGated, class Product>
+__global__ void __launch_bounds__(kAnyThreads) products_cuda_any_rows(Product p) {
   constexpr int kWeights = kGated ? 2 : 1, kEach = 4, kStep = kAnyTile / kEach;
   __shared__ float a[kAnySlice][kAnyTile + 1], b[kWeights][kAnySlice][kAnyTile];
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kAnyTile, column = static_cast<int64_t>(blockIdx.y) * kAnyTile;
-  const Matrix<T> matrices[2] = {p.weight, p.second};
+  const Matrix<typename Product::W> matrices[2] = {p.weight, p.second};
   const int x = threadIdx.x % kStep, y = threadIdx.x / kStep;
 
   float sums[kWeights][kEach][kEach] = {};
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kAnyThreads) products_cuda_any_rows(Product<T,
     for (int j = 0; j < kEach; ++j) {
       const int64_t m = row + y + i * kStep, n = column + x + j * kStep;
       if (m >= p.rows || n >= p.columns) continue;
-      p.out[m * p.columns + n] = narrow<Out>(finish<kGated>(p, sums[0][i][j], sums[kWeights - 1][i][j], n));
+      p.out[m * p.columns + n] =
+          narrow<typename Product::Out>(finish<kGated>(p, sums[0][i][j], sums[kWeights - 1][i][j], n));
     }
   }
 }

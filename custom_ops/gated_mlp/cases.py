@@ -36,12 +36,18 @@ def case(
     packed: tuple[str, ...] = (),
     biases: tuple[str, ...] = (),
     *,
+    skip: bool = False,
+    norm: str | None = None,
+    outputs: tuple[str, ...] = ("y", "sum"),
     weight_dtype: str | None = None,
     scale: float = 1.0,
     benchmark: bool = False,
     device: str | None = None,
 ) -> Case:
-    """One case. Weights, of `dtype` or another, are scaled so that every product is of the order of x."""
+    """One case. Weights, of `dtype` or another, are scaled so that products are of the order of x, or of 1 if normed.
+
+    `norm` is the dtype of the weight of the norm.
+    """
     weight_dtype = weight_dtype or dtype
     h, i, o = widths
     shapes = {"gate_weight": (h, i), "up_weight": (h, i), "down_weight": (i, o)}
@@ -51,6 +57,8 @@ def case(
         inputs[name] = Random(packed_shape(shape) if name in packed else shape, weight_dtype, 1 / math.sqrt(shape[0]))
     for name, length in lengths.items():
         inputs[name] = Random(length, dtype) if name in biases else None
+    inputs["skip"] = Random((*rows, h), dtype, scale) if skip else None
+    inputs["norm_weight"] = Random((h,), norm) if norm else None
     # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
     # of the order of sqrt(K) half units. 8 covers the largest of some 10^5 results and the activation; gate and up are
     # sums of products of two normal numbers, so for a small H the largest are far from 1 (3 times farther for H = 1).
@@ -59,6 +67,11 @@ def case(
     # On AMX a product by a 16-bit weight is within 2^-15 (gemm.h), typically a quarter of that; the errors are
     # independent, so that a sum of numbers of the order of 1 has about as much, of either sign.
     product = 0 if weight_dtype == "float32" else 2.0**-15
+    # x, of this order, may meet another x of the same one; what is normalised is of the order of 1.
+    order = 1.0 if norm else scale * (math.sqrt(2) if skip else 1)
+    # One more rounding of the numbers, or of products of them, that are added up makes half a unit of the result on
+    # average, errors being of either sign; 5 covers the largest of some 10^5.
+    rounded = 0 if dtype == "float32" else 5 * tails * EPSILON[dtype] / 2 * max(order, order**2)
     return Case(
         name="_".join(
             [
@@ -68,16 +81,17 @@ def case(
                 "packed" + "".join(name[0] for name in packed),
                 "biases" + "".join(name[0] for name in biases),
                 f"scale{scale:g}",
+                *(["skip"] if skip else []),
+                *([f"norm_{norm}"] if norm else []),
             ]
         ),
         inputs=inputs,
-        outputs={"y": dtype},
-        attributes={"activation": activation},
+        outputs=dict.fromkeys(outputs if skip else ("y",), dtype),
+        attributes={"activation": activation} | ({"epsilon": 1e-5} if norm else {}),
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
-        absolute=(8 * roundings * EPSILON["float32"] / 2 + product) * tails * max(scale, scale**2),
-        # Gate, up and their product are then rounded to T: errors of up to half a unit and of either sign in a sum of
-        # I terms make half a unit of the result on average; 5 covers the largest of some 10^5.
-        cuda_absolute=0 if dtype == "float32" else 5 * tails * EPSILON[dtype] / 2 * max(scale, scale**2),
+        absolute=(8 * roundings * EPSILON["float32"] / 2 + product) * tails * max(order, order**2)
+        + rounded * bool(norm),
+        cuda_absolute=rounded,  # of gate, up and their product
         benchmark=benchmark,
         device=device,
         flops=2.0 * math.prod(rows) * (2 * h * i + i * o),
@@ -100,6 +114,17 @@ def cases() -> Iterator[Case]:
         yield case((rows,), widths, "float32", "silu", packed, biases, weight_dtype="bfloat16", device="cpu")
     for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
         yield case((2, 3), (40, 64, 32), "float32", activation, packed, biases)
+    for dtype in DTYPES:
+        for norm, skip, rows in itertools.product((None, dtype, "float32"), (False, True), (1, 3, 9)):
+            if norm is None and not skip:
+                continue
+            packed, biases = (WEIGHTS, BIASES[1]) if rows == 3 else ((), ())
+            yield case((rows,), VECTOR_WIDTHS, dtype, packed=packed, biases=biases, skip=skip, norm=norm)
+            yield case(
+                (rows,), (33, 31, 65), dtype, skip=skip, norm=norm, outputs=("y",) if rows == 1 else ("y", "sum")
+            )
+        yield case((2, 241), (40, 64, 32), dtype, skip=True, norm=dtype, scale=100.0)
+        yield case((0,), (40, 64, 32), dtype, skip=True, norm=dtype)
     for rows in (1, 4, 16, 128, 512):
         yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, benchmark=True, device="cpu")
     for rows in (1, 2, 4, 16, 128, 512):
@@ -110,6 +135,7 @@ def cases() -> Iterator[Case]:
         yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True, device="cpu")
     for rows, packed in itertools.product((1, 4, 8, 16, 512, 2048), PACKED[:2]):
         yield case((1, rows), LLAMA_7B, "float16", packed=packed, benchmark=True, device="cuda")
+    yield case((1, 1), LLAMA_7B, "float16", skip=True, norm="float16", benchmark=True, device="cuda")
 
 
 def refused() -> Iterator[tuple[Case, str]]:
@@ -137,3 +163,17 @@ def refused() -> Iterator[tuple[Case, str]]:
         "activation is 'relu', expected silu, gelu or gelu_tanh",
     )
     yield replace(good, attributes={}, name="no activation"), "attribute activation is missing"
+    normed = case((2, 3), (8, 64, 32), "float32", skip=True, norm="float32")
+    yield (
+        replace(normed, inputs={**normed.inputs, "skip": Random((3, 8))}, name="skip"),
+        "skip is [3,8], expected the shape of x, [2,3,8]",
+    )
+    yield (
+        replace(normed, inputs={**normed.inputs, "norm_weight": Random((7,))}, name="norm_weight"),
+        "norm_weight is [7], expected [8]",
+    )
+    yield (
+        replace(normed, inputs={**normed.inputs, "norm_weight": Random((8,), "float16")}, name="dtype of norm_weight"),
+        "norm_weight is float16, expected float32",
+    )
+    yield replace(normed, attributes=good.attributes, name="no epsilon"), "attribute epsilon is missing"

@@ -7,7 +7,8 @@ namespace onnxfuse::mlp::cuda {
 
 inline constexpr unsigned kElementThreads = 256;
 
-// gate = act(gate + gate_bias) * (up + up_bias) for gate and up: [M, I]; I is a multiple of the vector. blockIdx.x: row.
+// gate = act(gate + gate_bias) * (up + up_bias) for gate and up: [M, I]; I is a multiple of the vector. blockIdx.x:
+// row.
 template <typename T>
 __global__ void __launch_bounds__(kElementThreads)
     gated_mlp_cuda_activate(T* gate, const T* up, const T* gate_bias, const T* up_bias, int columns,
@@ -33,6 +34,13 @@ template <typename T>
 __global__ void __launch_bounds__(kElementThreads) gated_mlp_cuda_fill(T* y, const T* row, int64_t count, int columns) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kElementThreads + threadIdx.x;
   if (i < count) y[i] = row[i % columns];
+}
+
+template <typename T>
+void fill(const onnxfuse::cuda::Stream& stream, const char* name, T* y, const T* row, int64_t rows, int64_t columns) {
+  const int64_t count = rows * columns;
+  stream.launch(name, gated_mlp_cuda_fill<T>, onnxfuse::cuda::blocks(divide_up(count, kElementThreads)),
+                kElementThreads, 0, y, row, count, static_cast<int>(columns));
 }
 
 }  // namespace onnxfuse::mlp::cuda

@@ -19,13 +19,15 @@ inline constexpr int kFewColumns = kGated ? 32 : 16;
 template <int kRows, bool kGated>
 inline constexpr int kFewThreads = kRows < 8 && !kGated ? 512 : 256;
 
-template <typename T, typename A, typename Out, int kRows, bool kGated>
-__global__ void __launch_bounds__(kFewThreads<kRows, kGated>) products_cuda_few_rows(Product<T, A, Out> p) {
+template <int kRows, bool kGated, class Product>
+__global__ void __launch_bounds__(kFewThreads<kRows, kGated>) products_cuda_few_rows(Product p) {
+  using W = typename Product::W;
+  using A = typename Product::A;
   constexpr int kWeights = kGated ? 2 : 1, kDeep = kFewDepth / kWeights, kThreads = kFewThreads<kRows, kGated>;
-  constexpr int kN = onnxfuse::cuda::kLanes<T>, kColumns = kFewColumns<kGated>, kColumnLanes = kColumns / kN,
+  constexpr int kN = onnxfuse::cuda::kLanes<W>, kColumns = kFewColumns<kGated>, kColumnLanes = kColumns / kN,
                 kRowLanes = kThreads / kColumnLanes;
   constexpr int kWarps = kThreads / kWarp;
-  using Vector = onnxfuse::cuda::Vector<T, kN>;
+  using Vector = onnxfuse::cuda::Vector<W, kN>;
   __shared__ float partial[kWarps][kWeights][kRows][kColumns];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int column = threadIdx.x % kColumnLanes * kN, row_lane = threadIdx.x / kColumnLanes;
@@ -34,9 +36,9 @@ __global__ void __launch_bounds__(kFewThreads<kRows, kGated>) products_cuda_few_
 
   float sums[kWeights][kRows][kN] = {};
   if (n < p.columns) {
-    const Matrix<T> matrices[2] = {p.weight, p.second};
+    const Matrix<W> matrices[2] = {p.weight, p.second};
     const int first = row_lane * kDeep;
-    const T* from[kWeights];
+    const W* from[kWeights];
     int64_t row[kWeights];
 #pragma unroll
     for (int w = 0; w < kWeights; ++w) {
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(kFewThreads<kRows, kGated>) products_cuda_few_
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) sum[w] += partial[k][w][m][c];
     }
-    p.out[m * p.columns + at] = narrow<Out>(finish<kGated>(p, sum[0], sum[1], at));
+    p.out[m * p.columns + at] = narrow<typename Product::Out>(finish<kGated>(p, sum[0], sum[1], at));
   }
 }
 

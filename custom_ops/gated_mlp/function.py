@@ -18,17 +18,28 @@ def function(
     gate_bias: ir.Value | None,
     up_bias: ir.Value | None,
     down_bias: ir.Value | None,
+    skip: ir.Value | None,
+    norm_weight: ir.Value | None,
 ) -> dict[str, ir.Value]:
-    """y = (act(x Wg + bg) * (x Wu + bu)) Wd + bd"""
+    """y = (act(h Wg + bg) * (h Wu + bu)) Wd + bd; h is x + skip, the output sum, and that normalised"""
 
     def project(value: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         product = op.MatMul(value, op.matrix(weight))
         return product if bias is None else op.Add(product, op.float32(bias))
 
     h = op.float32(x)
+    total = None
+    if skip is not None:
+        total = op.rounded(op.Add(h, op.float32(skip)), like=x)
+        h = op.widened(total, like=x)
+    if norm_weight is not None:
+        mean_square = op.reduce("ReduceMean", op.Mul(h, h), axis=-1)
+        rms = op.Sqrt(op.Add(mean_square, op.attribute("epsilon")))
+        h = op.Mul(op.Div(h, rms), op.float32(norm_weight))
     gate = _activated(op, project(h, gate_weight, gate_bias))
     y = project(op.Mul(gate, project(h, up_weight, up_bias)), down_weight, down_bias)
-    return {"y": op.rounded(y, like=x)}
+    outputs = {"y": op.rounded(y, like=x)}
+    return outputs if total is None else {**outputs, "sum": total}
 
 
 def _activated(op: Body, z: ir.Value) -> ir.Value:

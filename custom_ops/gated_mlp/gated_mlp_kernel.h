@@ -1,5 +1,6 @@
-// What is done to the sums of the matrix products of GatedMLP, see gated_mlp.h.
+// What is done to the rows before the matrix products of GatedMLP and to the sums of these, see gated_mlp.h.
 #include "common/round_kernel.h"
+#include "rms_norm/entering_rows_kernel.h"
 
 // The standard normal distribution function, (1 + erf(x / sqrt 2)) / 2. For t = |x| it is e^(-t^2/2) q(t) or one minus
 // that, with q(t) = p(s) / (t + 2.5) and s = (t - 2.5) / (t + 2.5); p was fitted over 0 <= t <= 15 to 1.5e-8 relative.

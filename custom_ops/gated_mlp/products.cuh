@@ -1,37 +1,29 @@
-// What the kernels of GatedMLP share: operands, weights in either layout, and what is done with the sums.
+// What the kernels of GatedMLP share: operands, and what is done with the sums.
 #pragma once
 
-#include "common/device.cuh"
-#include "common/gemm.h"
+#include "common/matrix.cuh"
 #include "gated_mlp/gated_mlp.h"
 
 namespace onnxfuse::mlp::cuda {
 
 using onnxfuse::cuda::divide_up;
 using onnxfuse::cuda::kWarp;
+using onnxfuse::cuda::Matrix;
 using onnxfuse::cuda::narrow;
 using onnxfuse::cuda::widen;
 
-// W: [K, N] in either layout: element (k, n) is at n / 32 * panel + k * row + n % 32.
-template <typename T>
-struct Matrix {
-  const T* data;
-  int64_t row, panel;
-
-  explicit Matrix(const Weight& weight)
-      : data(static_cast<const T*>(weight.data)),
-        row(weight.packed ? kPanel : weight.columns),
-        panel(weight.packed ? weight.depth * kPanel : kPanel) {}
-
-  __device__ const T* at(int64_t k, int64_t n) const { return data + n / kPanel * panel + k * row + n % kPanel; }
-};
-
 // out = A W + bias, or act(A W + bias) * (A V + second_bias) where there is a second weight; [M, N].
-// A: [M, K] A_, out: Out; either may be float32 where T is not.
-template <typename T, typename A, typename Out>
+// A: [M, K] A_, out: Out; either may be float32 where T is not. The weights are of dtype T, or bfloat16 where T is
+// float32.
+template <typename T_, typename A_, typename Out_, typename W_ = T_>
 struct Product {
+  using T = T_;
+  using A = A_;
+  using Out = Out_;
+  using W = W_;
+
   const A* a;
-  Matrix<T> weight, second;
+  Matrix<W> weight, second;
   const T *bias, *second_bias;
   Out* out;
   int64_t rows, depth, columns;  // M, K, N

@@ -25,15 +25,28 @@ def reference(
     gate_bias: np.ndarray | None = None,
     up_bias: np.ndarray | None = None,
     down_bias: np.ndarray | None = None,
+    skip: np.ndarray | None = None,
+    norm_weight: np.ndarray | None = None,
     *,
     activation: str,
+    epsilon: float = 0.0,
 ) -> tuple[np.ndarray, ...]:
-    """y of GatedMLP: `x: [..., H]`, weights [K, N] or packed [N/32, K, 32], any floating-point dtype; y float64."""
+    """y of GatedMLP: `x: [..., H]`, weights [K, N] or packed [N/32, K, 32], any floating-point dtype; y float64.
+
+    With `skip: [..., H]` also x + skip, rounded to x's dtype.
+    """
 
     def project(value: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         plain = unpack(weight) if weight.ndim == 3 else weight
         return value @ plain.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
 
-    wide = x.astype(np.float64)
-    gate = ACTIVATIONS[activation](project(wide, gate_weight, gate_bias))
-    return (project(gate * project(wide, up_weight, up_bias), down_weight, down_bias),)
+    h = x.astype(np.float64)
+    if skip is not None:
+        h = (h + skip.astype(np.float64)).astype(x.dtype).astype(np.float64)
+    total = h
+    if norm_weight is not None:
+        mean_square = np.mean(h * h, axis=-1, keepdims=True)
+        h = h / np.sqrt(mean_square + np.float32(epsilon)) * norm_weight.astype(np.float64)
+    gate = ACTIVATIONS[activation](project(h, gate_weight, gate_bias))
+    y = project(gate * project(h, up_weight, up_bias), down_weight, down_bias)
+    return (y,) if skip is None else (y, total)

@@ -1,9 +1,3 @@
-// What Linear does to its rows before the products, see linear.h. A thread owns whole rows.
+// What Linear does to its rows before the products and to the sums of these, see linear.h.
 #include "common/round_kernel.h"
-#include "rms_norm/rms_norm_kernel.h"
-
-// total = x + skip.
-template <typename T>
-void add_rows(const T* x, const T* skip, T* total, int64_t count) {
-  for_lanes(count, [&](int64_t i, auto lanes) { store(total + i, load(x + i, lanes) + load(skip + i, lanes), lanes); });
-}
+#include "rms_norm/entering_rows_kernel.h"

@@ -33,6 +33,10 @@ class LinearNode {
   explicit LinearNode(const NodeInfo& node) : epsilon_(node.real("epsilon", NAN)) {}
 
  protected:
+  enum Input { kX, kSkip, kNormWeight, kWeight };
+
+  static constexpr size_t weight_index(int i) { return kWeight + 2 * static_cast<size_t>(i); }
+
   struct Product {
     Weight weight;
     const T* bias;  // null if the node lacks it
@@ -77,10 +81,7 @@ class LinearNode {
   float epsilon_;
 
  private:
-  enum Input { kX, kSkip, kNormWeight, kWeight };
   static constexpr size_t kSum = kMostProducts;
-
-  static constexpr size_t weight_index(int i) { return kWeight + 2 * static_cast<size_t>(i); }
 
   static Product product(const Context& context, int i, Shape shape) {
     const size_t index = weight_index(i);

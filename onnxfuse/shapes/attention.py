@@ -17,11 +17,10 @@ from onnxfuse.shapes.fact import (
 
 
 @rule("GatedMLP")
-def gated_mlp(call: Call) -> Fact:
+def gated_mlp(call: Call) -> Sequence[Fact]:
     x, down = call[0].shape, call[3].shape
-    if x is None or down is None:
-        return Fact(call[0].dtype)
-    return Fact(call[0].dtype, (*x[:-1], _columns(down)))
+    y = None if x is None or down is None else (*x[:-1], _columns(down))
+    return [Fact(call[0].dtype, y), Fact(call[0].dtype, x)][: len(call.node.outputs)]
 
 
 @rule("Linear")

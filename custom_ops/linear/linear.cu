@@ -1,0 +1,131 @@
+#include "common/cublas.h"
+#include "gated_mlp/elementwise.cuh"
+#include "gated_mlp/launch.cuh"
+#include "linear/linear.h"
+#include "linear/node.h"
+#include "linear/one_row.cuh"
+#include "rms_norm/entering_rows.cuh"
+
+namespace onnxfuse {
+namespace {
+
+using cuda::divide_up;
+using cuda::has_vectors;
+using cuda::is_aligned;
+using cuda::Matrix;
+
+constexpr const char* kName = "Linear";
+constexpr int64_t kFewRows = 8;  // of a kernel of our own
+
+template <typename T>
+class Linear : public LinearNode<T> {
+ public:
+  explicit Linear(const NodeInfo& node) : LinearNode<T>(node), memory_(node), cublas_(cuda::Cublas::of_device()) {
+    for (int i = 0; i < kMostProducts; ++i) constant_[i] = node.is_constant(this->weight_index(i));
+  }
+
+  void compute(const Context& context) const {
+    const auto a = this->arguments(context);
+    if (a.rows == 0) return;
+    const cuda::Stream stream(context);
+    if (a.rows == 1 && can_share_a_launch(a)) {
+      cuda::Row<T, T> row(a.x, a.depth);
+      row.enters(a.skip, a.sum, a.norm_weight, this->epsilon_);
+      if (cuda::fits_one_row(a.depth)) {
+        return with_weights_of(a.products[0].weight, [&](auto w) { multiply_one_row<decltype(w)>(stream, a, row); });
+      }
+    }
+    const cuda::EnteringRows<T> h(context, stream, memory_, a.x, a.skip, a.sum, a.norm_weight, this->epsilon_, a.rows,
+                                  a.depth);
+    for (int i = 0; i < a.count; ++i) multiply(context, stream, h.get(), a.rows, a.depth, a.products[i]);
+  }
+
+ private:
+  using Arguments = typename LinearNode<T>::Arguments;
+  using Product = typename LinearNode<T>::Product;
+
+  // Calls body(a number of the dtype of the weight).
+  template <class Body>
+  static void with_weights_of(const Weight& weight, const Body& body) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (weight.dtype == DType::kBFloat16) return body(BFloat16{});
+    }
+    body(T{});
+  }
+
+  static bool can_share_a_launch(const Arguments& a) {
+    const DType dtype = a.products[0].weight.dtype;
+    for (int i = 0; i < a.count; ++i) {
+      const Weight& weight = a.products[i].weight;
+      const bool vectors = dtype == DType::kFloat32 ? has_vectors<float>(weight) : has_vectors<BFloat16>(weight);
+      if (weight.dtype != dtype || !vectors) return false;
+    }
+    return true;
+  }
+
+  template <typename W>
+  void multiply_one_row(const cuda::Stream& stream, const Arguments& a, const cuda::Row<T, T>& row) const {
+    linear::cuda::Columns<T, W> columns{};
+    int count = 0;
+    bool constant = true;
+    for (int i = 0; i < kMostProducts; ++i) {
+      const Product& product = a.products[std::min(i, a.count - 1)];
+      columns.products[i] = {Matrix<W>(product.weight), product.bias, product.y, count};
+      if (i >= a.count) continue;
+      count += static_cast<int>(product.weight.columns);
+      constant = constant && constant_[i];
+    }
+    columns.vectors = count / cuda::kLanes<W>;
+    cuda::one_row<W>(stream, kName, row, columns, constant);
+  }
+
+  // One product of rows that are ready.
+  void multiply(const Context& context, const cuda::Stream& stream, const T* h, int64_t rows, int64_t depth,
+                const Product& product) const {
+    const Weight& weight = product.weight;
+    if (weight.columns == 0) return;
+    if constexpr (sizeof(T) == 2) {
+      const bool vectors =
+          has_vectors<T>(weight) && is_aligned(h) && is_aligned(product.y) && depth % 8 == 0 && depth > 0;
+      if (vectors && cublas_ != nullptr && !weight.packed) {
+        return multiply_on_cublas(context, stream, h, rows, depth, product);
+      }
+      if (vectors && rows > kFewRows) {
+        return mlp::cuda::many_rows<false>(stream, kName, product_of<T>(h, rows, depth, product));
+      }
+    }
+    with_weights_of(weight, [&](auto w) {
+      using W = decltype(w);
+      const auto p = product_of<W>(h, rows, depth, product);
+      if (rows <= kFewRows && has_vectors<W>(weight) && is_aligned(h) && depth % mlp::cuda::kFewDepth == 0) {
+        mlp::cuda::few_rows<false>(stream, kName, p);
+      } else {
+        mlp::cuda::any_rows<false>(stream, kName, p);
+      }
+    });
+  }
+
+  template <typename W>
+  static mlp::cuda::Product<T, T, T, W> product_of(const T* h, int64_t rows, int64_t depth, const Product& product) {
+    const Matrix<W> matrix(product.weight);
+    return {h, matrix, matrix, product.bias, nullptr, product.y, rows, depth, product.weight.columns, {}};
+  }
+
+  void multiply_on_cublas(const Context& context, const cuda::Stream& stream, const T* h, int64_t rows, int64_t depth,
+                          const Product& product) const {
+    const cuda::DeviceScratch workspace(context, memory_, cuda::Cublas::kWorkspace);
+    const int64_t columns = product.weight.columns;
+    if (product.bias != nullptr) mlp::cuda::fill(stream, kName, product.y, product.bias, rows, columns);
+    cublas_->multiply(stream, workspace.at<void>(0), kDTypeOf<T>, h, product.weight.data, product.y, rows, columns,
+                      depth, product.bias != nullptr ? 1 : 0);
+  }
+
+  cuda::DeviceMemory memory_;
+  const cuda::Cublas* cublas_;
+  bool constant_[kMostProducts];  // the weights
+};
+
+const Register<Linear<float>, Linear<Half>, Linear<BFloat16>> registered("Linear", kCudaProvider);
+
+}  // namespace
+}  // namespace onnxfuse
