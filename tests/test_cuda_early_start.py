@@ -25,9 +25,9 @@ class Chain:
     """Nodes each of which needs what the one before wrote; weights are constant, or cast just before they are used."""
 
     def __init__(self, dtype: str, constant: bool) -> None:
-        self.dtype, self.constant = DTYPES[dtype], constant
+        self.dtype, self.has_constants = DTYPES[dtype], constant
         self.rng = np.random.default_rng(4)
-        self.x = ir.val("x", ir.DataType.FLOAT, (1, WIDTH))
+        self.x = ir.val("x", ir.DataType.FLOAT, (1, 1, WIDTH))
         self.graph = ir.Graph([self.x], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="chain")
         self.inputs: dict[str, np.ndarray] = {}
 
@@ -41,13 +41,21 @@ class Chain:
     def cast(self, x: ir.Value, dtype: np.dtype) -> ir.Value:
         return self.add("Cast", x, to=ir.DataType.from_numpy(dtype))[0]
 
+    def random(self, *shape: int) -> np.ndarray:
+        return self.rng.standard_normal(shape).astype(self.dtype)
+
+    def constant(self, values: np.ndarray) -> ir.Value:
+        name = f"constant_{len(self.graph.initializers)}"
+        dtype = ir.DataType.from_numpy(values.dtype)
+        value = ir.val(name, dtype, values.shape, const_value=ir.tensor(values, name=name))
+        self.graph.initializers.add(value)
+        return value
+
     def weight(self, *shape: int) -> ir.Value:
-        values = (self.rng.standard_normal(shape) / np.sqrt(shape[0])).astype(self.dtype)
-        name = f"weight_{len(self.graph.initializers) + len(self.inputs)}"
-        if self.constant:
-            value = ir.val(name, ir.DataType.from_numpy(self.dtype), shape, const_value=ir.tensor(values, name=name))
-            self.graph.initializers.add(value)
-            return value
+        values = self.random(*shape) / self.dtype.type(np.sqrt(shape[0]))
+        if self.has_constants:
+            return self.constant(values)
+        name = f"weight_{len(self.inputs)}"
         self.inputs[name] = values.astype(np.float32)
         value = ir.val(name, ir.DataType.FLOAT, shape)
         self.graph.inputs.append(value)
@@ -56,11 +64,11 @@ class Chain:
     def run(self, captured: bool) -> np.ndarray:
         """The results of 20 inputs in turn; the output is the value that was added last."""
         y = self.cast(self.graph[-1].outputs[0], DTYPES["float32"])
-        y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape((1, WIDTH))
+        y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape((1, 1, WIDTH))
         self.graph.outputs.append(y)
         options = {"enable_cuda_graph": "1" if captured else "0"}
         session = onnxfuse.session(ir.Model(self.graph, ir_version=10), providers=[(CUDA, options)])
-        x = np.zeros((1, WIDTH), np.float32)
+        x = np.zeros((1, 1, WIDTH), np.float32)
         bound = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0)
             for name, value in {"x": x, "y": x, **self.inputs}.items()
@@ -72,7 +80,7 @@ class Chain:
         rng = np.random.default_rng(5)
         results = []
         for _ in range(20):
-            bound["x"].update_inplace(rng.standard_normal((1, WIDTH), dtype=np.float32))
+            bound["x"].update_inplace(rng.standard_normal((1, 1, WIDTH), dtype=np.float32))
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -94,9 +102,30 @@ def gated_mlps(dtype: str, constant: bool) -> Chain:
     return chain
 
 
+def attentions(dtype: str, constant: bool) -> Chain:
+    """Projections, attention to a past of its own and to the new key, the output's projection."""
+    chain = Chain(dtype, constant)
+    heads, past = 4, 70
+    h = skip = chain.cast(chain.x, DTYPES[dtype])
+    angles = np.arange(WIDTH // heads // 2, dtype=np.float32)[None, None]
+    tables = [chain.constant(table(angles).astype(DTYPES[dtype])) for table in (np.cos, np.sin)]
+    for i in range(LAYERS):
+        weights = [x for _ in range(3) for x in (chain.weight(WIDTH, WIDTH), None)]
+        scale = chain.weight(WIDTH)
+        q, k, v, skip = chain.add("Linear", h, skip, scale, *weights, outputs=4, domain=DOMAIN, epsilon=1e-5)
+        cache = [chain.constant(chain.random(1, heads, past, WIDTH // heads)) for _ in range(2)]
+        counts = {"num_heads": heads, "kv_num_heads": heads}
+        (h,) = chain.add("Attention", q, k, v, *cache, None, None, *tables, domain=DOMAIN, causal=1, **counts)
+        (h,) = chain.add("Linear", h, None, None, chain.weight(WIDTH, WIDTH), domain=DOMAIN)
+        if i % 3 == 2:
+            (h,) = chain.add("Tanh", h)
+    chain.add("Add", h, skip)
+    return chain
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("captured", [False, True], ids=["launched", "captured"])
-@pytest.mark.parametrize("make", [gated_mlps])
+@pytest.mark.parametrize("make", [gated_mlps, attentions])
 def test_constant_weights_give_what_others_give(make, dtype: str, captured: bool) -> None:
     """Only constant weights are read ahead, all else is equal: so are the results, to the last bit."""
     early, late = (make(dtype, constant).run(captured) for constant in (True, False))

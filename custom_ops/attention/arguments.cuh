@@ -45,6 +45,15 @@ struct Parts {
   __device__ float* of(int64_t row, int part) const { return data + (row * count + part) * floats; }
 };
 
+// Tables by which queries and new keys are rotated as they are loaded; nothing is where cos is null.
+struct Rotary {
+  const void *cos, *sin;
+  bool wide;  // of dtype float32, not T
+  bool interleaved;
+  int size, width;  // R; entries of a row
+  int64_t batch;    // entries of a batch, 0 if all share a table
+};
+
 template <typename T>
 struct Arguments {
   Problem<T> problem;  // of a shared cache without `past`
@@ -55,11 +64,42 @@ struct Arguments {
   bool copies;                  // the kernel that reads the cache writes present, too
   bool moves_key, moves_value;  // present gets the past rows, too
   Parts parts;
+  Rotary rotary;
 };
 
 template <typename T>
 __device__ inline T* row_of(const Rows<T>& rows, int64_t b, int64_t h, int64_t r) {
   return rows.data + b * rows.batch + h * rows.head + r * rows.row;
+}
+
+// kN features of a row from `feature` on, rotated by the tables of position i of batch b. Features of a pair are either
+// among these, or kN neighbours of them are.
+template <int kN, typename T>
+__device__ inline void load_rotated(const Rotary& rotary, const T* row, int feature, int64_t b, int i,
+                                    float (&values)[kN]) {
+  onnxfuse::cuda::load<kN>(row + feature, values);
+  if (rotary.cos == nullptr || feature >= rotary.size) return;
+  const int half = rotary.size / 2;
+  const bool whole = rotary.width == rotary.size, first = feature < half;
+  const int64_t table = b * rotary.batch + static_cast<int64_t>(i) * rotary.width;
+  const auto entry = [&](const void* from, int at) {
+    return rotary.wide ? static_cast<const float*>(from)[table + at] : widen(static_cast<const T*>(from)[table + at]);
+  };
+  float others[kN];
+  if (rotary.interleaved) {
+#pragma unroll
+    for (int j = 0; j < kN; ++j) others[j] = j % 2 == 0 ? -values[j + 1] : values[j - 1];
+  } else {
+    onnxfuse::cuda::load<kN>(row + (first ? feature + half : feature - half), others);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) others[j] = first ? -others[j] : others[j];
+  }
+#pragma unroll
+  for (int j = 0; j < kN; ++j) {
+    const int of_pair = rotary.interleaved ? (feature + j) / 2 : first ? feature + j : feature - half + j;
+    const int at = whole ? feature + j : of_pair;
+    values[j] = values[j] * entry(rotary.cos, at) + others[j] * entry(rotary.sin, at);
+  }
 }
 
 // The rows of one head of the keys or values: of the past, and new ones.

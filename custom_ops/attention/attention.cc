@@ -77,6 +77,9 @@ class Attention : public AttentionNode<T> {
 
   void compute(const Context& context) const {
     Problem<T> problem = this->problem_of(context);
+    const auto rotation = this->rotation_of(context);
+    const auto rotated = context.scratch<T>(rotation ? rotation->q_count + rotation->k_count : 0);
+    if (rotation) rotate(context, *rotation, rotated.data(), &problem);
     const int64_t buffer = this->set_past(context, &problem);
     const Padding padding = set_lengths(context, buffer, &problem);
     problem.visible = padding.visible.data();
@@ -93,6 +96,31 @@ class Attention : public AttentionNode<T> {
   }
 
  private:
+  // Has q and the new k rotated in `memory`.
+  void rotate(const Context& context, const typename AttentionNode<T>::Rotation& rotation, T* memory,
+              Problem<T>* problem) const {
+    const auto rotate_one = [&](const RotaryLayout& layout, int64_t count, Rows<const T>* rows, T* to) {
+      const int64_t each = layout.group_size * layout.head_size;
+      const auto kernel = ONNXFUSE_KERNEL(rotary_embedding_groups<T, T>);
+      const auto kernel_of_floats = ONNXFUSE_KERNEL(rotary_embedding_groups<T, float>);
+      const T* const from = rows->data;
+      const void *const cos = rotation.cos.data, *const sin = rotation.sin.data;
+      const bool same = rotation.cos.dtype == kDTypeOf<T>;
+      context.parallel_for(
+          each == 0 ? 0 : count / each, 0.2 * static_cast<double>(each), [&](int64_t begin, int64_t end) {
+            if (same) {
+              kernel(from, static_cast<const T*>(cos), static_cast<const T*>(sin), to, layout, begin, end);
+            } else {
+              kernel_of_floats(from, static_cast<const float*>(cos), static_cast<const float*>(sin), to, layout, begin,
+                               end);
+            }
+          });
+      rows->data = to;
+    };
+    rotate_one(rotation.q, rotation.q_count, &problem->q, memory);
+    rotate_one(rotation.k, rotation.k_count, &problem->key.fresh, memory + rotation.q_count);
+  }
+
   // The number of past keys, and which keys are visible.
   Padding set_lengths(const Context& context, int64_t buffer, Problem<T>* problem) const {
     const AnyTensor mask = this->mask_of(context, problem->batch);

@@ -5,6 +5,7 @@
 #include "attention/many_rows.cuh"
 #include "attention/node.h"
 #include "attention/parts.cuh"
+#include "rotary_embedding/rotary_embedding_kernel.cuh"
 
 namespace onnxfuse {
 namespace {
@@ -56,24 +57,73 @@ class Attention : public AttentionNode<T> {
             "the tensors are larger than the CUDA kernel can count");
 
     const cuda::Stream stream(context);
+    const auto rotation = this->rotation_of(context);
+    const bool rotates_first = rotation && !set_rotary(*rotation, &a);
+    const cuda::DeviceScratch rotated(context, memory_, rotates_first ? rotated_bytes(*rotation) : 0);
+    if (rotates_first) rotate(stream, *rotation, rotated.template at<T>(0), &p);
     const cuda::DeviceScratch past(context, memory_, this->shared_ ? sizeof(int) : 0);
     if (this->shared_) {
       fill(stream, buffer, p, &p.key);
       fill(stream, buffer, p, &p.value);
       a.past = past.at<int>(0);
-      stream.launch("Attention's length", attention::cuda::attention_cuda_past<T>, 1, attention::cuda::kPastThreads, 0,
-                    a, past.at<int>(0));
+      stream.launch_early("Attention's length", attention::cuda::attention_cuda_past<T>, 1,
+                          attention::cuda::kPastThreads, 0, a, past.at<int>(0));
     } else {
       a.moves_key = p.key.moves();
       a.moves_value = p.value.moves();
     }
     const bool attends = p.queries > 0 && p.value.size > 0;
-    a.copies = attends && has_vectors(p) && (p.rows() <= kFewRows || (is_for_hopper() && p.window <= 0));
+    a.copies = attends && (has_few_rows(p) || (has_vectors(p) && is_for_hopper() && p.window <= 0));
     if (!a.copies) copy(stream, a);
     if (attends) attend(context, stream, &a);
   }
 
  private:
+  using Rotation = typename AttentionNode<T>::Rotation;
+
+  // Lets the kernel for few rows rotate, if it can and will run.
+  static bool set_rotary(const Rotation& rotation, Arguments<T>* a) {
+    const RotaryLayout& layout = rotation.q;
+    const int64_t unit = cuda::kLanes<T> * (layout.interleaved ? 1 : 2);  // pairs keep to vectors
+    if (!has_few_rows(a->problem) || layout.rotary_dim % unit != 0) return false;
+    a->rotary = {rotation.cos.data,
+                 rotation.sin.data,
+                 rotation.cos.dtype == DType::kFloat32,
+                 layout.interleaved,
+                 static_cast<int>(layout.rotary_dim),
+                 static_cast<int>(layout.table_width),
+                 layout.table_batch_step};
+    return true;
+  }
+
+  static int64_t aligned_bytes(int64_t count) { return divide_up(count * static_cast<int64_t>(sizeof(T)), 16) * 16; }
+  static int64_t rotated_bytes(const Rotation& rotation) {
+    return aligned_bytes(rotation.q_count) + aligned_bytes(rotation.k_count);
+  }
+
+  // Has q and the new k rotated in `memory`.
+  static void rotate(const cuda::Stream& stream, const Rotation& rotation, T* memory, Problem<T>* p) {
+    const auto rotate_one = [&](const RotaryLayout& layout, int64_t count, attention::Rows<const T>* rows, T* to) {
+      if (count == 0) return;
+      const int64_t groups = count / (layout.group_size * layout.head_size);
+      const void *const cos = rotation.cos.data, *const sin = rotation.sin.data;
+      if (rotation.cos.dtype == kDTypeOf<T>) {
+        cuda::rotary_embedding(stream, rows->data, static_cast<const T*>(cos), static_cast<const T*>(sin), to, layout,
+                               groups);
+      } else {
+        cuda::rotary_embedding(stream, rows->data, static_cast<const float*>(cos), static_cast<const float*>(sin), to,
+                               layout, groups);
+      }
+      rows->data = to;
+    };
+    rotate_one(rotation.q, rotation.q_count, &p->q, memory);
+    rotate_one(rotation.k, rotation.k_count, &p->key.fresh,
+               memory + aligned_bytes(rotation.q_count) / static_cast<int64_t>(sizeof(T)));
+  }
+
+  // Whether reading the cache is what takes the time, and the kernel for that can do it.
+  static bool has_few_rows(const Problem<T>& p) { return has_vectors(p) && p.rows() <= kFewRows; }
+
   static int bytes_of(DType dtype) { return dtype == DType::kInt64 ? 8 : dtype == DType::kInt32 ? 4 : 1; }
 
   // If the caller did not bind one memory to past and present, brings over the whole buffer, to go on as if he had.
@@ -123,11 +173,11 @@ class Attention : public AttentionNode<T> {
     namespace kernels = attention::cuda;
     const Problem<T>& p = a->problem;
     const int64_t rows = p.rows();
-    if (has_vectors(p) && rows <= kFewRows) {
+    if (has_few_rows(p)) {
       const int lanes = kernels::few_rows_lanes<T>(std::max(p.key.size, p.value.size));
       const auto launch = [&](auto kernel, int64_t rows_of_block, int64_t bytes) {
         attend_in_parts(context, stream, a, rows_of_block, [&](dim3 grid) {
-          stream.launch("Attention", kernel, grid, kernels::kFewThreads, static_cast<size_t>(bytes), *a, lanes);
+          stream.launch_early("Attention", kernel, grid, kernels::kFewThreads, static_cast<size_t>(bytes), *a, lanes);
         });
       };
       if (rows == 1) {
@@ -189,8 +239,8 @@ class Attention : public AttentionNode<T> {
     a->parts.data = scratch.at<float>(0);
     launch(dim3(blocks(without_parts), static_cast<unsigned>(count)));
     if (count == 1) return;
-    stream.launch("Attention's parts", attention::cuda::attention_cuda_combine<T>, blocks(heads * p.rows()),
-                  attention::cuda::kCombineThreads, 0, *a);
+    stream.launch_early("Attention's parts", attention::cuda::attention_cuda_combine<T>, blocks(heads * p.rows()),
+                        attention::cuda::kCombineThreads, 0, *a);
   }
 
   cuda::DeviceMemory memory_;

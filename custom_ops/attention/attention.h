@@ -4,13 +4,15 @@
 //   past_key: [B, K, P, D], past_value: [B, K, P, Dv] (optional)  all of one dtype T: float32|float16|bfloat16
 //   attention_mask: [B, L] int64|int32|bool (optional)            key j of batch b is visible iff not zero
 //   bias: [B|1, N|1, S|1, L] or [B|1, S|1, L] T|float32 (optional)  added to the scaled scores
+//   cos, sin: [B|1, S, W] T|float32, both alike (optional)        rotate q and k first, see rotary_embedding.h; S = L'
 //   y: T, laid out as q, with Dv for D
 //   present_key: [B, K, L, D], present_value: [B, K, L, Dv] T (optional): past and new rows, L = P + L'
 //
 // Query head h reads key-value head h / (N / K).
 // Attributes: num_heads (N), kv_num_heads (K), scale (0: 1 / sqrt(D)), causal (key j is visible to query i iff
 // j <= i + L - S), window (if positive, also j > i + L - S - window), softcap (if positive: a score becomes
-// softcap * tanh(score / softcap), after scale and before bias), shared_cache, past_rows.
+// softcap * tanh(score / softcap), after scale and before bias), shared_cache, past_rows; interleaved and rotary_dim
+// (R) with cos and sin, as in RotaryEmbedding. present holds rotated keys.
 //
 // past_rows: past and present have their rows before the heads: past_key [B, P, K, D], present_key [B, L, K, D] and so
 // on. Not together with shared_cache.
@@ -20,10 +22,10 @@
 // written at P = L - L' .. L-1.
 //
 // A query that sees no key gives zeros. A bias is a number like any other, however large; -infinity hides a key.
-// Numerics: scores, softmax and sums in float32, one rounding to T. Weights below e^-87 of the largest count as 0.
-// Errors: shapes that do not fit together, a mask that is longer than the buffers or shorter than the new keys; on
-// CUDA, where the mask of a shared cache stays on the device, such a mask makes y NaN and leaves present as it is.
-// The tensor cores of CUDA take the weights of the softmax rounded to T.
+// Numerics: scores, softmax and sums in float32, one rounding to T; rotated keys are rounded to T, queries may be.
+// Weights below e^-87 of the largest count as 0. Errors: shapes that do not fit together, a mask that is longer than
+// the buffers or shorter than the new keys; on CUDA, where the mask of a shared cache stays on the device, such a mask
+// makes y NaN and leaves present as it is. The tensor cores of CUDA take the weights of the softmax rounded to T.
 // Sources: Vaswani et al. 2017 (arXiv:1706.03762), Ainslie et al. 2023 (arXiv:2305.13245) for grouped queries,
 // Dao et al. 2022 (arXiv:2205.14135) for the online softmax in blocks.
 #pragma once

@@ -5,6 +5,8 @@
 
 #include "attention/tiles.h"
 //
+#include "rotary_embedding/rotary_embedding_kernel.h"
+//
 #include "attention/softmax.h"
 //
 #include "attention/work.h"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -26,6 +27,25 @@ def padding(kind: str, batch: int, length: int, dtype: str = "int64") -> np.ndar
     return np.ascontiguousarray(mask[kind]).astype(dtype)
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """Tables for `size` features of a head, with an entry for every pair or, if `whole`, for every feature."""
+
+    size: int
+    whole: bool = False
+    batch: int = 1
+    dtype: str | None = None  # that of q by default
+
+    def tables(self, length: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin: [batch, length, size or size / 2]; each batch starts at another position."""
+        position = 1000 + 7 * np.arange(self.batch)[:, None, None] + np.arange(length)[:, None]
+        angle = position * 100.0 ** (-np.arange(self.size // 2) / self.size)
+        if self.whole:
+            angle = np.concatenate([angle, angle + 0.1], axis=-1)  # an entry of its own for every feature
+        kind = DTYPES[self.dtype or dtype]
+        return np.cos(angle).astype(kind), np.sin(angle).astype(kind)
+
+
 def case(
     *,
     batch: int = 1,
@@ -44,6 +64,7 @@ def case(
     benchmark: bool = False,
     device: str | None = None,
     length: int | None = None,
+    rotary: Rotary | None = None,
     **attributes: float,
 ) -> Case:
     """One case with `new` keys, as many queries unless given, and `past` keys before them.
@@ -70,7 +91,11 @@ def case(
         "past_value": cached(value_size),
         "attention_mask": mask,
         "bias": bias,
+        "cos": None,
+        "sin": None,
     }
+    if rotary is not None:
+        inputs["cos"], inputs["sin"] = rotary.tables(new, dtype)
     outputs = ["y", "present_key", "present_value"] if present else ["y"]
     details = [
         f"b{batch}_q{queries}_k{new}_p{past}_n{n}_{kv}_d{size}_{value_size}_{dtype}_rank{''.join(map(str, ranks))}",
@@ -79,6 +104,7 @@ def case(
         *([] if mask is None else [f"mask_{mask.dtype}_{int(mask.sum())}"]),
         *([] if bias is None else [f"bias{'x'.join(map(str, bias.shape))}_{bias.dtype}"]),
         *([] if present else ["y_only"]),
+        *([] if rotary is None else [f"rotary{rotary.size}{'_whole' * rotary.whole}_b{rotary.batch}_{rotary.dtype}"]),
     ]
     keys = (past or 0) + new if length is None else length
     # Keys and values once, and once more where the past is copied; queries and results.
@@ -91,7 +117,9 @@ def case(
         relative=EPSILON[dtype] / 2,
         # A score is a sum of D products, whose rounding errors add up like sqrt(D); an error of a score is a relative
         # error of its weight. Scores and values of these inputs stay below 8 or so.
-        absolute=8 * EPSILON["float32"] * (size**0.5 + 2),
+        # Rotated queries and keys are rounded to T: half a unit each of all D products of a score, of either sign, make
+        # up to 2 units of the score, and of its weight; values stay below 5.
+        absolute=8 * EPSILON["float32"] * (size**0.5 + 2) + (0 if rotary is None else 10 * EPSILON[dtype]),
         # The weights are then rounded to T, by up to half a unit relatively; values of these inputs stay below 5.
         cuda_absolute=0 if dtype == "float32" else 5 * EPSILON[dtype] / 2,
         benchmark=benchmark,
@@ -178,6 +206,20 @@ def cases() -> Iterator[Case]:
         yield case(new=new, heads=(2, 2), size=128, dtype="float16")
         yield case(new=new, past=128, heads=(7, 1), size=64, dtype="float16")
 
+    for dtype, table, interleaved in product(EPSILON, (None, "float32"), (0, 1)):
+        options = {"dtype": dtype, "heads": (4, 2), "interleaved": interleaved}
+        for whole in (False, True):
+            rotary = Rotary(32, whole, dtype=table)
+            yield case(batch=2, new=1, past=37, size=32, rotary=rotary, **options)
+            yield case(batch=2, new=70, past=3, size=64, rotary=Rotary(64, whole, 2, table), **options)
+            yield shared(batch=2, length=40, room=64, new=2, size=32, rotary=Rotary(32, whole, 2, table), **options)
+        yield case(new=3, past=140, size=20, value_size=12, rotary_dim=6, rotary=Rotary(6, dtype=table), **options)
+        yield case(new=2, past=9, size=48, rotary_dim=32, rotary=Rotary(32, dtype=table), past_rows=1, **options)
+    for ranks in ((3, 4, 4), (4, 3, 3), (4, 4, 4)):
+        yield case(batch=2, new=7, past=5, heads=(6, 3), ranks=ranks, rotary=Rotary(16, batch=2))
+        yield case(batch=2, new=2, heads=(6, 3), ranks=ranks, present=False, rotary=Rotary(16))
+    yield case(new=0, past=5, rotary=Rotary(16))
+
     yield case(batch=0, new=3, past=2)
     yield case(new=0, past=5)
     yield case(batch=2, new=3, past=0, heads=(4, 2))
@@ -193,6 +235,7 @@ def cases() -> Iterator[Case]:
         for batch, past in ((1, 1024), (1, 4000), (8, 1024)):
             yield shared(batch=batch, length=past + 1, room=4096, new=1, **gpu)
             yield case(batch=batch, new=1, past=past, **gpu)
+            yield shared(batch=batch, length=past + 1, room=4096, new=1, rotary=Rotary(size), **gpu)
         for prompt in (512, 2048):
             yield case(new=prompt, **gpu)
 
@@ -235,6 +278,14 @@ def refused() -> Iterator[tuple[Case, str]]:
     yield bad(bias=Random((4, 3, 7))), "bias is [4,3,7], expected [2,4,3,7]"
     yield bad(bias=Random((3, 7))), "bias is [3,7], expected [2,4,3,7]"
     yield bad(bias=Random((2, 4, 3, 7), "float16")), "an input is float16, expected float32"
+    rotated = case(batch=2, new=3, past=4, rotary=Rotary(16))
+    yield bad(rotated, sin=None), "cos and sin must both be given, or neither"
+    yield bad(rotated, cos=Random((1, 4, 8)), sin=Random((1, 4, 8))), "cos is [1,4,8], expected [2 or 1,3,16 or 8]"
+    yield bad(rotated, sin=Random((1, 3, 16))), "sin is [1,3,16], expected the shape of cos, [1,3,8]"
+    yield bad(rotated, sin=Random((1, 3, 8), "float16")), "sin is float16, expected the dtype of cos, float32"
+    yield bad(rotated, cos=Random((1, 3, 8), "float16")), "cos is float16, expected float32 or float32"
+    yield bad(rotated, k=Random((2, 5, 64)), v=Random((2, 5, 64))), "cos is [1,3,8], expected [2 or 1,5,16 or 8]"
+    yield bad(rotated, attributes={"rotary_dim": 18}), "18 features are to be rotated of a head size of 16"
     yield bad(buffer, attention_mask=None), "shared_cache needs attention_mask"
     yield bad(buffer, past_key=None, past_value=None), "shared_cache needs past_key and past_value"
     yield bad(buffer, attention_mask=np.ones((2, 9), np.int64)), "shows keys up to 9, expected at least the 2 new ones"

@@ -3,10 +3,12 @@
 // A block owns up to kRows rows of one key-value head and one part of its keys. `lanes` neighbouring lanes own a key at
 // a time, each a 16-byte vector of its features; kDeep keys are loaded before the first is used. Every group of lanes
 // has a softmax of its own; they are merged at the end, in the warp by shuffles, then through shared memory.
-// Memory traffic: the keys and values of the head once; they are written to present on the way.
+// Memory traffic: the keys and values of the head once; they are written to present on the way. Queries and new keys
+// are rotated as they are loaded.
 #pragma once
 
 #include "attention/arguments.cuh"
+#include "common/early_start.cuh"
 
 namespace onnxfuse::attention::cuda {
 
@@ -54,6 +56,8 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
   constexpr int kN = kFeatures<T>;
   using State = FewRowsState<T, kRows>;
   extern __shared__ float memory[];
+  onnxfuse::cuda::let_next_start();
+  onnxfuse::cuda::wait_for_previous();
   const Problem<T>& p = a.problem;
   const int group = static_cast<int>(p.heads / p.kv_heads), rows = static_cast<int>(p.queries) * group;
   const int tiles = (rows + kRows - 1) / kRows, first = blockIdx.x % tiles * kRows;
@@ -89,7 +93,8 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
 #pragma unroll
     for (int d = 0; d < kN; ++d) q[r][d] = states[r].sums[d] = 0;
     if (row < rows && has_key) {
-      onnxfuse::cuda::load<kN>(row_of(p.q, b, head * group + row % group, row / group) + feature, q[r]);
+      load_rotated<kN>(a.rotary, row_of(p.q, b, head * group + row % group, row / group), feature, b, row / group,
+                       q[r]);
     }
     states[r].top = -INFINITY;
     states[r].total = past < 0 ? NAN : 0.0f;
@@ -99,14 +104,23 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
     Vector<T> key[kDeep], value[kDeep];
     bool shown[kDeep];
   };
-  // Keys from, up to but not including, to, whose rows are at keys_at + j * key_row and so on.
-  const auto attend = [&](int from, int to, const T* keys_at, int key_row, const T* values_at, int value_row) {
+  // Keys from, up to but not including, to, whose rows are at keys_at + j * key_row and so on; they have yet to be
+  // rotated if `fresh`.
+  const auto attend = [&](int from, int to, const T* keys_at, int key_row, const T* values_at, int value_row,
+                          bool fresh) {
     const auto fetch = [&](int base, Load* load) {
 #pragma unroll
       for (int u = 0; u < kDeep; ++u) {
         const int j = base + u * step + owner;
         const bool exists = j < to;
-        load->key[u] = exists && has_key ? read(keys_at + static_cast<int64_t>(j) * key_row) : Vector<T>{};
+        const T* const key = keys_at + static_cast<int64_t>(j) * key_row;
+        load->key[u] = exists && has_key ? read(key) : Vector<T>{};
+        if (fresh && exists && has_key) {
+          float rotated[kN];
+          load_rotated<kN>(a.rotary, key - feature, feature, b, j - past, rotated);
+#pragma unroll
+          for (int d = 0; d < kN; ++d) load->key[u].lane[d] = narrow<T>(rotated[d]);
+        }
         load->value[u] = exists && has_value ? read(values_at + static_cast<int64_t>(j) * value_row) : Vector<T>{};
         load->shown[u] = exists && mask.shows_first(j);
       }
@@ -166,7 +180,7 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
     attend(from, to, (fresh ? all_keys.fresh - back * all_keys.fresh_row : all_keys.past) + feature,
            fresh ? all_keys.fresh_row : all_keys.past_row,
            (fresh ? all_values.fresh - back * all_values.fresh_row : all_values.past) + feature,
-           fresh ? all_values.fresh_row : all_values.past_row);
+           fresh ? all_values.fresh_row : all_values.past_row, fresh != 0 && a.rotary.cos != nullptr);
   }
 
 #pragma unroll

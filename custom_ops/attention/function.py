@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from onnxfuse.custom_ops.body import Body
+from onnxfuse.custom_ops.rotary_embedding.function import rotated
 
 
 def function(
@@ -18,13 +19,17 @@ def function(
     past_value: ir.Value | None,
     attention_mask: ir.Value | None,
     bias: ir.Value | None,
+    cos: ir.Value | None,
+    sin: ir.Value | None,
 ) -> dict[str, ir.Value]:
     """y = softmax(q k^T * scale + bias, over the visible keys) v
 
     The queries of a group are stacked, [B, N, S, D] -> [B, K, N/K * S, D], so that keys and values are not repeated.
     """
     heads, kv_heads = op.baked("num_heads"), op.baked("kv_num_heads")
-    keys, values = by_head(op, k, kv_heads), by_head(op, v, kv_heads)
+    turned_q = q if cos is None else rotated(op, q, cos, sin, "num_heads")
+    turned_k = k if cos is None else rotated(op, k, cos, sin, "kv_num_heads")
+    keys, values = by_head(op, turned_k, kv_heads, like=k), by_head(op, v, kv_heads, like=v)
     mask = None if attention_mask is None else op.Cast(attention_mask, to=ir.DataType.BOOL)
     if op.nonzero("shared_cache"):
         end = shown_length(op, mask)
@@ -32,8 +37,8 @@ def function(
         keys, values = first(op, present_key, end, axis=2), first(op, present_value, end, axis=2)
         mask = first(op, mask, end, axis=1)
     elif op.nonzero("past_rows"):
-        present_key = present_rows(op, past_key, k, kv_heads)
-        present_value = present_rows(op, past_value, v, kv_heads)
+        present_key = present_rows(op, past_key, turned_k, kv_heads, like=k)
+        present_value = present_rows(op, past_value, v, kv_heads, like=v)
         keys, values = heads_first(op, present_key), heads_first(op, present_value)
     elif past_key is not None:
         present_key = op.Concat(past_key, keys, axis=2)
@@ -42,7 +47,7 @@ def function(
     else:
         present_key, present_value = keys, values
 
-    queries = by_head(op, q, heads)
+    queries = by_head(op, turned_q, heads, like=q)
     batch, queries_count, keys_count = dim(op, queries, 0), dim(op, queries, 2), dim(op, keys, 2)
     stacked = op.Mul(queries_count, op.constant([heads // kv_heads]))
 
@@ -94,14 +99,14 @@ def reshape(op: Body, x: ir.Value, *dims: ir.Value | int) -> ir.Value:
     return op.Reshape(x, op.Concat(*parts, axis=0))
 
 
-def by_head(op: Body, x: ir.Value, heads: int) -> ir.Value:
-    """[B, S, heads * size] or [B, heads, S, size] -> [B, heads, S, size]."""
-    return x if op.rank(x) == 4 else heads_first(op, by_row(op, x, heads))
+def by_head(op: Body, x: ir.Value, heads: int, like: ir.Value) -> ir.Value:
+    """[B, S, heads * size] or [B, heads, S, size], as the input `like` is -> [B, heads, S, size]."""
+    return x if op.rank(like) == 4 else heads_first(op, by_row(op, x, heads, like))
 
 
-def by_row(op: Body, x: ir.Value, heads: int) -> ir.Value:
-    """[B, S, heads * size] or [B, heads, S, size] -> [B, S, heads, size]."""
-    if op.rank(x) == 4:
+def by_row(op: Body, x: ir.Value, heads: int, like: ir.Value) -> ir.Value:
+    """[B, S, heads * size] or [B, heads, S, size], as the input `like` is -> [B, S, heads, size]."""
+    if op.rank(like) == 4:
         return heads_first(op, x)
     size = op.Div(dim(op, x, 2), op.constant([heads]))
     return reshape(op, x, dim(op, x, 0), dim(op, x, 1), heads, size)
@@ -112,9 +117,9 @@ def heads_first(op: Body, x: ir.Value) -> ir.Value:
     return op.Transpose(x, perm=[0, 2, 1, 3])
 
 
-def present_rows(op: Body, past: ir.Value | None, new: ir.Value, heads: int) -> ir.Value:
+def present_rows(op: Body, past: ir.Value | None, new: ir.Value, heads: int, like: ir.Value) -> ir.Value:
     """The past [B, P, heads, size] and the new rows."""
-    rows = by_row(op, new, heads)
+    rows = by_row(op, new, heads, like)
     return rows if past is None else op.Concat(past, rows, axis=1)
 
 

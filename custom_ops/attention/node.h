@@ -2,15 +2,17 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 
 #include "attention/attention.h"
 #include "common/registry.h"
+#include "rotary_embedding/attributes.h"
 
 namespace onnxfuse {
 
 namespace attention {
 
-enum Input { kQ, kK, kV, kPastKey, kPastValue, kMask, kBias };
+enum Input { kQ, kK, kV, kPastKey, kPastValue, kMask, kBias, kCos, kSin };
 enum Output { kY, kPresentKey, kPresentValue };
 
 }  // namespace attention
@@ -20,7 +22,7 @@ class AttentionNode {
  public:
   static constexpr Port kInputs[] = {required<T>("q"),        required<T>("k"),          required<T>("v"),
                                      optional<T>("past_key"), optional<T>("past_value"), optional_any("attention_mask"),
-                                     optional_any("bias")};
+                                     optional_any("bias"),    optional_any("cos"),       optional_any("sin")};
   static constexpr Port kOutputs[] = {required<T>("y"), optional<T>("present_key"), optional<T>("present_value")};
 
   static void infer(const ShapeInference& shapes) {
@@ -55,7 +57,8 @@ class AttentionNode {
         causal_(node.integer("causal", 0) != 0),
         window_(node.integer("window", 0)),
         shared_(node.integer("shared_cache", 0) != 0),
-        rows_first_(node.integer("past_rows", 0) != 0) {
+        rows_first_(node.integer("past_rows", 0) != 0),
+        rotary_(node) {
     require(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0, "num_heads is ", heads_, " and kv_num_heads is ",
             kv_heads_, ", expected a positive multiple of a positive number");
     require(!shared_ || !rows_first_, "shared_cache and past_rows are both set, expected one of them: the rows of a ",
@@ -86,6 +89,30 @@ class AttentionNode {
     problem.key = {q.size, {}, k.rows, {}};
     problem.value = {v.size, {}, v.rows, {}};
     return problem;
+  }
+
+  // How q and k are rotated; nothing unless cos and sin are given.
+  struct Rotation {
+    AnyTensor cos, sin;
+    RotaryLayout q, k;
+    int64_t q_count, k_count;  // elements
+  };
+
+  std::optional<Rotation> rotation_of(const Context& context) const {
+    const AnyTensor cos = context.input(attention::kCos), sin = context.input(attention::kSin);
+    require(cos.present == sin.present, "cos and sin must both be given, or neither");
+    if (!cos.present) return std::nullopt;
+    require(cos.dtype == kDTypeOf<T> || cos.dtype == DType::kFloat32, "cos is ", dtype_name(cos.dtype), ", expected ",
+            dtype_name(kDTypeOf<T>), " or float32");
+    require(sin.dtype == cos.dtype, "sin is ", dtype_name(sin.dtype), ", expected the dtype of cos, ",
+            dtype_name(cos.dtype));
+    const Shape q = context.input(attention::kQ).shape, k = context.input(attention::kK).shape;
+    return Rotation{cos,
+                    sin,
+                    rotary_.layout_of(q, cos.shape, sin.shape, "q", "num_heads", heads_),
+                    rotary_.layout_of(k, cos.shape, sin.shape, "k", "kv_num_heads", kv_heads_),
+                    q.count(),
+                    k.count()};
   }
 
   // Returns the rows of the past, or of the shared buffer.
@@ -165,6 +192,7 @@ class AttentionNode {
   bool causal_;
   int64_t window_;
   bool shared_, rows_first_;
+  RotaryAttributes rotary_;
 
  private:
   // The dimension of present where past has its rows.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/arguments.cuh"
+#include "common/early_start.cuh"
 
 namespace onnxfuse::attention::cuda {
 
@@ -12,6 +13,8 @@ inline constexpr unsigned kCombineThreads = 128, kCopyThreads = 256, kPastThread
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads) attention_cuda_combine(Arguments<T> a) {
   __shared__ float factors[kMostParts];
+  onnxfuse::cuda::let_next_start();
+  onnxfuse::cuda::wait_for_previous();
   const Problem<T>& p = a.problem;
   const int64_t group = p.heads / p.kv_heads, rows = p.queries * group;
   const int64_t row = blockIdx.x % rows, head = blockIdx.x / rows % p.kv_heads, b = blockIdx.x / rows / p.kv_heads;
@@ -69,6 +72,8 @@ __global__ void __launch_bounds__(kCopyThreads) attention_cuda_copy(Arguments<T>
 template <typename T>
 __global__ void __launch_bounds__(kPastThreads) attention_cuda_past(Arguments<T> a, int* past) {
   __shared__ int last;
+  onnxfuse::cuda::let_next_start();
+  onnxfuse::cuda::wait_for_previous();
   if (threadIdx.x == 0) last = -1;
   __syncthreads();
   int found = -1;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxfuse.custom_ops.rotary_embedding.reference import reference as rotate
+
 
 def reference(
     q: np.ndarray,
@@ -13,6 +15,8 @@ def reference(
     past_value: np.ndarray | None = None,
     attention_mask: np.ndarray | None = None,
     bias: np.ndarray | None = None,
+    cos: np.ndarray | None = None,
+    sin: np.ndarray | None = None,
     *,
     num_heads: int,
     kv_num_heads: int,
@@ -22,9 +26,15 @@ def reference(
     softcap: float = 0.0,
     shared_cache: int = 0,
     past_rows: int = 0,
+    interleaved: int = 0,
+    rotary_dim: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """y, present_key and present_value of Attention; the contract is in attention.h. All results are float64."""
     rank = q.ndim
+    if cos is not None:
+        rotary = {"interleaved": interleaved, "rotary_dim": rotary_dim}
+        (q,) = rotate(q, cos, sin, num_heads=num_heads, **rotary)
+        (k,) = rotate(k, cos, sin, num_heads=kv_num_heads, **rotary)
     q, k, v = by_head(q, num_heads), by_head(k, kv_num_heads), by_head(v, kv_num_heads)
     batch, _, queries, size = q.shape
     if past_rows and past_key is not None:

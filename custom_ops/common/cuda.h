@@ -56,11 +56,11 @@ class Stream {
     launch_as(can_start_early(), 1, name, kernel, grid, threads, shared_bytes, arguments...);
   }
 
-  // As launch_early, with so many neighbouring blocks in a cluster. Where kernels can start early only.
+  // With so many neighbouring blocks in a cluster; as launch_early if `early`. Where kernels can start early only.
   template <class... Parameters, class... Arguments>
-  void launch_clusters(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned cluster, unsigned threads,
-                       size_t shared_bytes, const Arguments&... arguments) const {
-    launch_as(true, cluster, name, kernel, grid, threads, shared_bytes, arguments...);
+  void launch_clusters(const char* name, bool early, void (*kernel)(Parameters...), dim3 grid, unsigned cluster,
+                       unsigned threads, size_t shared_bytes, const Arguments&... arguments) const {
+    launch_as(early, cluster, name, kernel, grid, threads, shared_bytes, arguments...);
   }
 
   cudaStream_t get() const { return stream_; }

@@ -1,7 +1,7 @@
 // Products of one row and matrices, as when decoding: bound by reading the matrices, once. Compute capability 9.0.
 //
 // A block owns a tile of columns, 16 vectors of 16 bytes, and a slice of K; the blocks of a cluster own the slices of
-// one tile. A thread owns one vector of every 16th row and has kDeep of them on their way. Sums are added up in the
+// one tile. A thread owns one vector of every 16th row and has several of them on their way. Sums are added up in the
 // warp by shuffles, in the block through shared memory, and in the shared memory of the cluster's first block, which
 // finishes the columns. A block makes its slice of the row h for itself: x, or x + skip rounded to T, times the weight
 // of the norm; what the norm divides by is added up along with the sums. The first loads start before the kernel waits
@@ -14,9 +14,12 @@
 
 namespace onnxfuse::cuda {
 
-inline constexpr int kOneRowThreads = 256, kOneRowBlocks = 4;  // of a multiprocessor
-inline constexpr int kTileLanes = 16;                          // vectors of a tile
-inline constexpr int kMostSlices = 8;                          // blocks of a cluster
+inline constexpr int kOneRowThreads = 256;
+inline constexpr int kTileLanes = 16;  // vectors of a tile
+// Vectors that a thread has on their way where so many blocks share a multiprocessor and its registers.
+template <int kBlocks>
+inline constexpr int kLoads = kBlocks >= 4 ? 8 : 12;
+inline constexpr int kMostSlices = 8;  // blocks of a cluster
 
 // Where the row h: [K] comes from.
 template <typename T, typename A>
@@ -69,11 +72,12 @@ struct Source {
 // Columns: what is multiplied, kMatrices of equal size side by side. `vectors` is how many vectors of columns there are
 // of each; source(vector, matrix) gives the place of a vector; finish(column, sums) takes the sums of a column of each.
 // waits_first: the matrices are not constant.
-template <typename W, typename T, typename A, class Columns>
-__global__ void __launch_bounds__(kOneRowThreads, kOneRowBlocks)
+template <int kBlocks, typename W, typename T, typename A, class Columns>
+__global__ void __launch_bounds__(kOneRowThreads, kBlocks)
     one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
   constexpr int kN = kLanes<W>, kMatrices = Columns::kMatrices, kColumns = kTileLanes * kN;
-  constexpr int kRows = kOneRowThreads / kTileLanes, kWarps = kOneRowThreads / kWarp, kDeep = 8 / kMatrices;
+  constexpr int kRows = kOneRowThreads / kTileLanes, kWarps = kOneRowThreads / kWarp,
+                kDeep = kLoads<kBlocks> / kMatrices;
   extern __shared__ float h[];
   __shared__ float partial[kWarps][kMatrices][kColumns], gathered[kMostSlices][kMatrices][kColumns];
   __shared__ float gathered_squares[kMostSlices];
@@ -168,14 +172,14 @@ __global__ void __launch_bounds__(kOneRowThreads, kOneRowBlocks)
 }
 
 // Slices of K: as many as give every multiprocessor the same number of blocks, and two or more of them.
-inline int64_t one_row_slices(int64_t tiles, int64_t depth, int64_t processors) {
+inline int64_t one_row_slices(int64_t tiles, int64_t depth, int64_t processors, int64_t most_blocks) {
   constexpr int64_t kLeastRows = 128;
   constexpr double kWantedBlocks = 1.9;
   int64_t best = 1;
   double best_score = 0;
   for (int64_t slices = 1; slices <= kMostSlices; ++slices) {
     const int64_t count = tiles * slices;
-    if (slices > 1 && (count > kOneRowBlocks * processors || depth / slices < kLeastRows)) break;
+    if (slices > 1 && (count > most_blocks * processors || depth / slices < kLeastRows)) break;
     const double of_each = static_cast<double>(count) / static_cast<double>(processors);
     const double score = std::min(of_each / static_cast<double>(divide_up(count, processors)), of_each / kWantedBlocks);
     if (score < best_score) continue;
@@ -185,19 +189,34 @@ inline int64_t one_row_slices(int64_t tiles, int64_t depth, int64_t processors) 
   return best;
 }
 
-// The matrices, of dtype W, have vectors; `constant` says whether they are the same in every run. Only where kernels
-// can start early.
-template <typename W, typename T, typename A, class Columns>
-void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
-  constexpr int64_t kPadding = 8 * kOneRowThreads / kTileLanes;
+template <int kBlocks, typename W, typename T, typename A, class Columns>
+void one_row_by(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant,
+                bool early) {
+  constexpr int64_t kPadding = kLoads<kBlocks> * kOneRowThreads / kTileLanes;
   const int64_t tiles = divide_up(columns.vectors, kTileLanes);
-  const int64_t slices = one_row_slices(tiles, row.depth, device_attribute(cudaDevAttrMultiProcessorCount));
+  const int64_t slices = one_row_slices(tiles, row.depth, device_attribute(cudaDevAttrMultiProcessorCount), kBlocks);
   const int64_t bytes = (divide_up(row.depth, slices) + kPadding) * static_cast<int64_t>(sizeof(float));
-  stream.launch_clusters(name, one_row_cuda<W, T, A, Columns>, blocks(tiles * slices), static_cast<unsigned>(slices),
-                         kOneRowThreads, static_cast<size_t>(bytes), row, columns, !constant);
+  stream.launch_clusters(name, early, one_row_cuda<kBlocks, W, T, A, Columns>, blocks(tiles * slices),
+                         static_cast<unsigned>(slices), kOneRowThreads, static_cast<size_t>(bytes), row, columns,
+                         !constant);
 }
 
-// Whether a row of this depth fits the shared memory, whatever the columns.
+// The matrices, of dtype W, have vectors; `constant` says whether they are the same in every run. Only where kernels
+// can start early. The choice is what was quickest on an H200 in a chain of a Llama's products of fp16: where there are
+// few columns or two matrices, more loads of fewer blocks; an early start costs the kernel before some of its room,
+// which two matrices at a time do not make up for.
+template <typename W, typename T, typename A, class Columns>
+void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
+  if constexpr (Columns::kMatrices > 1) {
+    one_row_by<3, W>(stream, name, row, columns, constant, false);
+  } else if (static_cast<int64_t>(columns.vectors) * kLanes<W> > row.depth) {
+    one_row_by<4, W>(stream, name, row, columns, constant, true);
+  } else {
+    one_row_by<3, W>(stream, name, row, columns, constant, true);
+  }
+}
+
+// Whether kernels start early here, and a row of this depth fits the shared memory, whatever the columns.
 inline bool fits_one_row(int64_t depth) {
   constexpr int64_t kMost = 160 << 10;
   return can_start_early() && depth * static_cast<int64_t>(sizeof(float)) <= kMost;
