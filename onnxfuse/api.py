@@ -236,19 +236,20 @@ class _Run:
         interface = soundness.interface(model)
         with self._timed("normalise"):
             facts = normalise(model)
-        with self._timed("rewrite"):
-            verifier = None
-            if self.verify != "none":
-                verifier = MatchVerifier(facts, library=self.library)
+        verifier = MatchVerifier(facts, library=self.library) if self.verify != "none" else None
 
-            def judged(candidate: Candidate) -> str | None:
-                self.progress("verifying matches", verifier.candidates, None)
-                return verifier(candidate)
+        def judged(candidate: Candidate) -> str | None:
+            self.progress("verifying matches", verifier.candidates, None)
+            return verifier(candidate)
 
-            judge = judged if verifier is not None else None
-            events = rewrite(model, facts, fusions, verify=judge, body=soundness.bodies(facts))
+        events: list[Event] = []
+        for batch in self._in_order(fusions):
+            with self._timed("rewrite"):
+                judge = judged if verifier is not None else None
+                events += rewrite(model, facts, batch, verify=judge, body=soundness.bodies(facts))
+            with self._timed("tidy"):
+                tidy(model, facts)
         with self._timed("tidy"):
-            tidy(model, facts)
             if rounds:
                 self.rounded = to_bfloat16(model, facts)
             to_kernel_layout(model, facts, self.target)
@@ -275,6 +276,12 @@ class _Run:
             unmeasured = "" if self.verify == "model" else "; verify 'model' measures what that changes"
             notes.append(self.rounded.note() + unmeasured)
         return events, notes
+
+    def _in_order(self, fusions: Sequence[Fusion]) -> list[list[Fusion]]:
+        """First what makes operators, then what joins operators to larger ones: between the two the graph is tidied."""
+        operators = [fusion for fusion in fusions if fusion.stage != "block"]
+        joined = [fusion for fusion in fusions if fusion.stage == "block"] if self.level == "block" else []
+        return [batch for batch in (operators, joined) if batch]
 
     def _verify_whole(
         self, model: ir.Model, fusions: Sequence[Fusion], events: Sequence[Event], report: Report

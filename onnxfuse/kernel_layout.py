@@ -16,7 +16,10 @@ from onnxfuse.facts import Facts
 from onnxfuse.operators import OWN
 from onnxfuse.soundness import bodies
 
-PACKED_INPUTS = {"GatedMLP": (1, 2, 3)}  # operator -> its inputs that may be panels, see onnxfuse.custom_ops.packing
+PACKED_INPUTS = {
+    "GatedMLP": (1, 2, 3),
+    "Linear": (3, 5, 7),
+}  # operator -> its inputs that may be panels, see onnxfuse.custom_ops.packing
 
 
 def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
@@ -26,18 +29,23 @@ def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
     packed: dict[ir.Value, ir.Value] = {}
     body = bodies(facts)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        before = list(node.inputs)
-        for index in PACKED_INPUTS.get(node.op_type, ()) if node.domain == OWN else ():
-            weight = node.inputs[index]
+        weights = _weights(node)
+        for index, weight in weights:
             if weight not in packed and _may_be_packed(weight, facts):
                 packed[weight] = _packed(weight, model, facts)
             if weight in packed:
                 node.replace_input_with(index, packed[weight])
-        if before != list(node.inputs):
+        if any(node.inputs[index] is not weight for index, weight in weights):
             attach(node, model, body)
     for weight in packed:
         if not weight.uses() and weight.name in model.graph.initializers:
             del model.graph.initializers[weight.name]
+
+
+def _weights(node: ir.Node) -> list[tuple[int, ir.Value]]:
+    """The inputs of a fused node that its kernel may read packed."""
+    indices = PACKED_INPUTS.get(node.op_type, ()) if node.domain == OWN else ()
+    return [(index, value) for index, value in enumerate(node.inputs) if index in indices and value is not None]
 
 
 def _may_be_packed(weight: ir.Value, facts: Facts) -> bool:

@@ -13,6 +13,7 @@ from onnxfuse import operators
 from onnxfuse.fusion import Fusion, Match, node_text
 from onnxfuse.order import Order
 
+NORMS = ("RMSNorm", "SkipRMSNorm")
 REPLACED_TEXT_LIMIT = 2000  # characters of node names in a fused node's metadata
 
 
@@ -161,9 +162,12 @@ def _path(node: ir.Node) -> list[str]:
 
 def splice(candidate: Candidate, model: ir.Model, order: Order, names: Names) -> None:
     """Apply a candidate: insert, reconnect, name, remove what became dead."""
-    prefix = scope(candidate.removed) or scope(candidate.nodes)
+    prefix = _home(candidate)
+    free = {node.name for node in candidate.removed}
     for node in candidate.new_nodes:
-        node.name = names.unique(prefix + node.op_type)
+        name = prefix + node.op_type
+        node.name = name if name in free else names.unique(name)
+        free.discard(name)
         record_origin(node, candidate.fusion.name, candidate.removed or candidate.nodes)
         for index, value in enumerate(node.outputs):
             value.name = names.unique(f"{node.name}_output_{index}")
@@ -184,6 +188,14 @@ def splice(candidate: Candidate, model: ir.Model, order: Order, names: Names) ->
             new.name = name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
     remove_dead(candidate.removed, order)
+
+
+def _home(candidate: Candidate) -> str:
+    """The path under which the new nodes get their names."""
+    removed = candidate.removed
+    if candidate.fusion.stage == "block":  # a norm may add what the layer before left: it lies in neither
+        removed = [node for node in removed if node.op_type not in NORMS] or removed
+    return scope(removed) or scope(candidate.nodes)
 
 
 def _own_value(candidate: Candidate, index: int, names: Names) -> ir.Value:

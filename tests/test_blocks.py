@@ -1,4 +1,4 @@
-"""level="block": half a layer is one node, whose body holds the fused operators."""
+"""level="block": fused operators are joined to larger ones, half a layer to one node."""
 
 from pathlib import Path
 
@@ -10,35 +10,44 @@ from graphs import check_sound, model_of, operators
 
 import onnxfuse
 from onnxfuse import soundness
-from onnxfuse.blocks import group_blocks
 from onnxfuse.custom_ops.functions import attach
 from onnxfuse.normalise import normalise
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
 INPUTS = "float[2,3,8] x, float[2,3,8] r"
+WEIGHTS = [("w", "8", 8), ("g", "8,4", 32), ("u", "8,4", 32), ("d", "4,8", 32)]
+WEIGHTS += [(name, "8,8", 64) for name in ("pq", "pk", "pv", "po")]
 CONSTANTS = ", ".join(
-    f"float[{shape}] {name} = {{{', '.join(str((7 * i % 11 - 5) / 8) for i in range(size))}}}"
-    for name, shape, size in [("w", "8", 8), ("g", "8,4", 32), ("u", "8,4", 32), ("d", "4,8", 32), ("p", "8,8", 64)]
+    f"float[{shape}] {name} = {{{', '.join(str(((7 + n) * i % 11 - 5) / 8) for i in range(size))}}}"
+    for n, (name, shape, size) in enumerate(WEIGHTS)
 )
+NORM = "n = onnxfuse.RMSNorm<epsilon=1e-5>(x, w)"
 MLP = 'n, s = onnxfuse.SkipRMSNorm<epsilon=1e-5>(x, r, w) y = onnxfuse.GatedMLP<activation="silu">({x}, g, u, d)'
 ATTENTION = """
-    n = onnxfuse.RMSNorm<epsilon=1e-5>(x, w)
-    q = MatMul(n, p) k = MatMul(n, p) v = MatMul({v}, p) vb = Add(v, w)
-    a = onnxfuse.Attention<num_heads=2, kv_num_heads=2, causal=1>(q, k, vb)
-    y = MatMul(a, p)
+    n{i} = onnxfuse.RMSNorm<epsilon=1e-5>({x}, w)
+    q{i} = MatMul(n{i}, pq) k{i} = MatMul(n{i}, pk) v{i} = MatMul({v}, pv) b{i} = Add(v{i}, w)
+    a{i} = onnxfuse.Attention<num_heads={heads}, kv_num_heads={heads}, causal=1>(q{i}, k{i}, b{i})
+    y{i} = MatMul(a{i}, po)
 """
 
 
-def grouped(body: str, outputs: str = "float[2,3,8] y") -> ir.Model:
-    """The model after its halves of layers are put together, with the bodies of all operators."""
+def attention(x: str = "x", v: str = "n", heads: int = 2, i: str = "") -> str:
+    return ATTENTION.format(x=x, v=v, heads=heads, i=i)
+
+
+def with_bodies(body: str, outputs: str) -> ir.Model:
     model = model_of(body, INPUTS, outputs, CONSTANTS)
     facts = normalise(model)
     for node in model.graph:
         if node.domain == "onnxfuse":
             soundness.describe(node, facts)
             attach(node, model)
-    group_blocks(model, facts)
-    soundness.complete(model, facts)
+    return model
+
+
+def joined(body: str, outputs: str = "float[2,3,8] y") -> ir.Model:
+    """The model of fused operators after they are joined to larger ones."""
+    model = onnxfuse.optimize(with_bodies(body, outputs), level="block").model
     check_sound(model)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return model
@@ -48,7 +57,7 @@ def check_equal(model: ir.Model, body: str, outputs: str = "float[2,3,8] y") -> 
     """With the library and without it, the model computes what its operators compute one by one."""
     rng = np.random.default_rng(0)
     feed = {name: rng.standard_normal((2, 3, 8)).astype(np.float32) for name in ("x", "r")}
-    want = onnxfuse.session(model_of(body, INPUTS, outputs, CONSTANTS)).run(None, feed)
+    want = onnxfuse.session(with_bodies(body, outputs)).run(None, feed)
     for session in (onnxfuse.session(model), onnxfuse.session(model, ops=[])):
         for got, value in zip(session.run(None, feed), want, strict=True):
             # five products of 8 terms of size 1 in a row, in another order than the kernels'
@@ -58,56 +67,109 @@ def check_equal(model: ir.Model, body: str, outputs: str = "float[2,3,8] y") -> 
 @pytest.mark.parametrize(
     ("body", "outputs", "expected"),
     [
-        (MLP.format(x="n"), "float[2,3,8] y", ["GatedMLPBlock"]),
-        (MLP.format(x="n"), "float[2,3,8] y, float[2,3,8] s", ["GatedMLPBlock"]),
-        (ATTENTION.format(v="n"), "float[2,3,8] y", ["AttentionBlock"]),
-        (ATTENTION.format(v="n").replace("y =", "o =") + "y = Add(o, w)", "float[2,3,8] y", ["AttentionBlock"]),
+        (MLP.format(x="n"), "float[2,3,8] y", ["GatedMLP"]),
+        (MLP.format(x="n"), "float[2,3,8] y, float[2,3,8] s", ["GatedMLP"]),
+        (
+            MLP.format(x="n").replace("n, s = onnxfuse.SkipRMSNorm<epsilon=1e-5>(x, r, w)", NORM),
+            "float[2,3,8] y",
+            ["GatedMLP"],
+        ),
+        (attention(), "float[2,3,8] y", ["AttentionBlock"]),
+        (attention().replace("y =", "o =") + "y = Add(o, w)", "float[2,3,8] y", ["AttentionBlock"]),
     ],
-    ids=("mlp", "mlp with its sum", "attention with a bias", "attention with an output bias"),
+    ids=("mlp", "mlp with its sum", "mlp without a residual", "attention with a bias", "attention with an output bias"),
 )
 def test_half_a_layer_is_one_node(body: str, outputs: str, expected: list[str]):
-    model = grouped(body, outputs)
+    model = joined(body, outputs)
     assert operators(model) == expected
     check_equal(model, body, outputs)
 
 
 @pytest.mark.parametrize(
-    ("body", "outputs"),
+    ("body", "outputs", "norm"),
     [
-        (MLP.format(x="s"), "float[2,3,8] y"),
-        (MLP.format(x="n"), "float[2,3,8] y, float[2,3,8] n"),
-        (MLP.format(x="n") + " z = Neg(n)", "float[2,3,8] y, float[2,3,8] z"),
-        (ATTENTION.format(v="r"), "float[2,3,8] y"),
-        ("t = Neg(n)" + ATTENTION.format(v="t"), "float[2,3,8] y"),
-        (ATTENTION.format(v="n").replace("y = MatMul(a, p)", "y = Neg(a)"), "float[2,3,8] y"),
+        (MLP.format(x="s"), "float[2,3,8] y", "SkipRMSNorm"),
+        (MLP.format(x="n"), "float[2,3,8] y, float[2,3,8] n", "SkipRMSNorm"),
+        (MLP.format(x="n") + " z = Neg(n)", "float[2,3,8] y, float[2,3,8] z", "SkipRMSNorm"),
+        (attention(v="r"), "float[2,3,8] y", "RMSNorm"),
+        (attention(v="t").replace("q = MatMul", "t = Neg(n) q = MatMul"), "float[2,3,8] y", "RMSNorm"),
     ],
-    ids=("no norm", "norm is an output", "norm is read", "two sources", "leaves and returns", "no output projection"),
+    ids=("no norm", "norm is an output", "norm is read", "two sources", "leaves and returns"),
 )
-def test_another_structure_stays_as_it_is(body: str, outputs: str):
-    if "t = Neg(n)" in body:  # in the order of the graph
-        body = ATTENTION.format(v="t").replace("q = MatMul", "t = Neg(n) q = MatMul")
-    model = grouped(body, outputs)
-    assert not [operator for operator in operators(model) if operator.endswith("Block")]
+def test_a_norm_that_others_read_stays_as_it_is(body: str, outputs: str, norm: str):
+    model = joined(body, outputs)
+    assert norm in operators(model) and "AttentionBlock" not in operators(model)
     check_equal(model, body, outputs)
+
+
+def test_attention_without_an_output_projection_stays_as_its_operators():
+    body = attention().replace("y = MatMul(a, po)", "y = Neg(a)")
+    model = joined(body)
+    assert operators(model) == ["Linear", "Attention", "Neg"]
+    check_equal(model, body)
 
 
 def test_what_would_read_its_own_output_stays_as_it_is():
     body = MLP.format(x="n").replace("y =", "t = Neg(s) m = ReduceMean<keepdims=0>(t) b = Add(w, m) y =")
     body = body.replace("(n, g, u, d)", "(n, g, u, d, , , b)")
-    model = grouped(body)
-    assert not [operator for operator in operators(model) if operator.endswith("Block")]
+    model = joined(body)
+    assert "SkipRMSNorm" in operators(model)
     check_equal(model, body)
 
 
 def test_a_block_that_needs_another_overload_stays_as_its_operators():
-    mlp = """n{i}, s{i} = onnxfuse.SkipRMSNorm<epsilon=1e-5>({x}, r, w)
-        y{i} = onnxfuse.GatedMLP<activation="{act}">(n{i}, g, u, d)"""
-    layers = [("x", "silu"), ("y0", "gelu"), ("y1", "silu")]
-    body = " ".join(mlp.format(i=i, x=x, act=act) for i, (x, act) in enumerate(layers)) + " y = Identity(y2)"
-    model = grouped(body)
-    assert operators(model) == ["GatedMLPBlock", "SkipRMSNorm", "GatedMLP", "GatedMLPBlock"]
-    assert len([name for name in model.functions if name[1] == "GatedMLPBlock"]) == 1
+    layers = [("x", 2), ("y0", 4), ("y1", 2)]
+    body = " ".join(attention(x, v=f"n{i}", heads=heads, i=str(i)) for i, (x, heads) in enumerate(layers))
+    body += " y = Identity(y2)"
+    model = joined(body)
+    assert operators(model) == ["AttentionBlock", "Linear", "Attention", "Linear", "AttentionBlock"]
+    assert len([name for name in model.functions if name[1] == "AttentionBlock"]) == 1
     check_equal(model, body)
+
+
+def rotary(q: str = "q", k: str = "k", tables: str = "c, e", other: str = "c, e", how: str = "interleaved=0") -> str:
+    return f"""
+        q = MatMul(x, pq) k = MatMul(x, pk)
+        tq = onnxfuse.RotaryEmbedding<num_heads=2, interleaved=0>({q}, {tables})
+        tk = onnxfuse.RotaryEmbedding<num_heads=2, {how}>({k}, {other})
+        y = onnxfuse.Attention<num_heads=2, kv_num_heads=2, causal=1>(tq, tk, r)
+    """
+
+
+TABLES = "float[1,3,2] c, float[1,3,2] e, float[1,3,2] c2"
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "expected"),
+    [
+        (rotary(), "float[2,3,8] y", 0),
+        (rotary(other="c2, e"), "float[2,3,8] y", 2),
+        (rotary(other="e, c"), "float[2,3,8] y", 2),
+        (rotary(how="interleaved=1"), "float[2,3,8] y", 2),
+        (rotary(), "float[2,3,8] y, float[2,3,8] tk", 2),
+    ],
+    ids=("alike", "another table", "tables exchanged", "another way", "turned keys are an output"),
+)
+def test_attention_turns_queries_and_keys_that_are_turned_alike(body: str, outputs: str, expected: int):
+    inputs = f"{INPUTS}, {TABLES}"
+    model = model_of(body, inputs, outputs, CONSTANTS)
+    facts = normalise(model)
+    for node in model.graph:
+        if node.domain == "onnxfuse":
+            soundness.describe(node, facts)
+            attach(node, model)
+    fused = onnxfuse.optimize(model, level="block").model
+    assert operators(fused).count("RotaryEmbedding") == expected
+    rng = np.random.default_rng(0)
+    feed = {name: rng.standard_normal((2, 3, 8)).astype(np.float32) for name in ("x", "r")}
+    feed |= {name: rng.standard_normal((1, 3, 2)).astype(np.float32) for name in ("c", "e", "c2")}
+    used = {value.name for value in model.graph.inputs if value.uses()}
+    want = onnxfuse.session(model).run(None, feed)
+    assert used <= feed.keys()
+    for session in (onnxfuse.session(fused), onnxfuse.session(fused, ops=[])):
+        for got, value in zip(session.run(None, feed), want, strict=True):
+            # one product of 8 terms of size 1, two rotations, a softmax of 3 terms
+            np.testing.assert_allclose(got, value, atol=64 * np.finfo(np.float32).eps, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kv_cache", ["concat", "shared"])
@@ -115,9 +177,9 @@ def test_a_llama_of_blocks_is_equal_and_small(tmp_path, kv_cache):
     path = tmp_path / "fused.onnx"
     result = onnxfuse.optimize(TINY, path, level="block", kv_cache=kv_cache, verify="model")
     assert result.report.verification.passed
-    assert result.report.fused == {"RotaryTable": 1, "AttentionBlock": 2, "GatedMLPBlock": 2, "SkipRMSNorm": 1}
+    assert result.report.fused == {"RotaryTable": 1, "AttentionBlock": 2, "GatedMLP": 2, "Linear": 1}
     assert result.report.nodes_after <= 16
-    names, halves = {node.name for node in result.model.graph}, ("self_attn/AttentionBlock", "mlp/GatedMLPBlock")
+    names, halves = {node.name for node in result.model.graph}, ("self_attn/AttentionBlock", "mlp/GatedMLP")
     assert {f"/llama/model/layers.{i}/{half}" for i in (0, 1) for half in halves} <= names
     onnxfuse.optimize(path, tmp_path / "again.onnx", level="block", kv_cache=kv_cache)
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
@@ -131,4 +193,4 @@ def test_the_kernels_run_inside_blocks(tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxfuse.session(tmp_path / "fused.onnx", options=options)
     run = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node if node.domain == "onnxfuse"}
-    assert run == {"Attention", "GatedMLP", "RMSNorm", "RotaryEmbedding", "RotaryTable", "SkipRMSNorm"}
+    assert run == {"Attention", "GatedMLP", "Linear", "NormLinear", "SkipNormLinear", "RotaryTable"}

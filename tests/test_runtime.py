@@ -14,6 +14,7 @@ import pytest
 
 import onnxfuse
 from onnxfuse import runtime
+from onnxfuse.blocks import NAMES_INSIDE
 from onnxfuse.custom_ops.body import DOMAIN
 from onnxfuse.custom_ops.functions import attach, folders
 from onnxfuse.runtime import kernels
@@ -103,8 +104,9 @@ def test_an_unknown_provider_is_refused() -> None:
 
 
 def test_the_library_tells_its_kernels() -> None:
-    assert kernels()["CPUExecutionProvider"] == frozenset(folders())
-    assert kernels().get("CUDAExecutionProvider", frozenset()) <= frozenset(folders())
+    operators = frozenset(folders()) | NAMES_INSIDE
+    assert kernels()["CPUExecutionProvider"] == operators
+    assert kernels().get("CUDAExecutionProvider", operators) == operators
 
 
 def test_kernels_of_all_providers_together_leave_cpu_sessions_as_they_are(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ class OnCuda:
 def test_operators_without_a_cuda_kernel_are_named_inside_blocks_too(level: str, monkeypatch) -> None:
     tiny = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
     model = ir.to_proto(onnxfuse.optimize(tiny, level=level, verify="none").model).SerializeToString()
-    operators = {"Attention", "GatedMLP", "RMSNorm", "RotaryEmbedding", "RotaryTable", "SkipRMSNorm"}
+    operators = {"Attention", "GatedMLP", "RMSNorm", "RotaryEmbedding", "RotaryTable", "SkipRMSNorm"} | NAMES_INSIDE
     monkeypatch.setattr(runtime, "kernels", lambda: {"CUDAExecutionProvider": frozenset(operators)})
     assert list(runtime._obstacles(OnCuda(), model, None)) == []
     monkeypatch.setattr(runtime, "kernels", lambda: {"CUDAExecutionProvider": frozenset(operators - {"Attention"})})

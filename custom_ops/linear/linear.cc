@@ -91,7 +91,9 @@ class Linear : public LinearNode<T> {
   }
 };
 
-const Register<Linear<float>, Linear<Half>, Linear<BFloat16>> registered("Linear");
+// The names say what a node of a block has before its projections: see onnxfuse/blocks.py.
+using Kernels = Register<Linear<float>, Linear<Half>, Linear<BFloat16>>;
+const Kernels plain("Linear"), with_norm("NormLinear"), with_skip_and_norm("SkipNormLinear");
 
 }  // namespace
 }  // namespace onnxfuse

@@ -125,7 +125,10 @@ class Linear : public LinearNode<T> {
   bool constant_[kMostProducts];  // the weights
 };
 
-const Register<Linear<float>, Linear<Half>, Linear<BFloat16>> registered("Linear", kCudaProvider);
+// The names say what a node of a block has before its projections: see onnxfuse/blocks.py.
+using Kernels = Register<Linear<float>, Linear<Half>, Linear<BFloat16>>;
+const Kernels plain("Linear", kCudaProvider), with_norm("NormLinear", kCudaProvider),
+    with_skip_and_norm("SkipNormLinear", kCudaProvider);
 
 }  // namespace
 }  // namespace onnxfuse
