@@ -29,7 +29,7 @@ def attention(q, k, v, cos, sin, options, outputs):
 
 
 @fusion(stage="block", op="Attention", tolerance=TOLERANCE)
-def rotary_attention_with_cache(
+def rotary_attention(
     q=tensor(),
     k=tensor(),
     v=tensor(),
@@ -45,7 +45,7 @@ def rotary_attention_with_cache(
 
 
 @fusion(stage="block", op="Attention", tolerance=TOLERANCE)
-def rotary_attention(
+def rotary_attention_without_cache(
     q=tensor(),
     k=tensor(),
     v=tensor(),
@@ -60,8 +60,8 @@ def rotary_attention(
     return attention(q, k, v, cos, sin, (past_key, past_value, mask, bias), outputs=1)
 
 
-@rotary_attention_with_cache.check
 @rotary_attention.check
+@rotary_attention_without_cache.check
 def same_heads(m):
     node = m.root
     heads, kv_heads = node.attributes["num_heads"].value, node.attributes["kv_num_heads"].value
@@ -71,8 +71,8 @@ def same_heads(m):
     yield not any(value.uses() or value.is_graph_output() for value in others), "the present is wanted, too"
 
 
-@rotary_attention_with_cache.rewrite
 @rotary_attention.rewrite
+@rotary_attention_without_cache.rewrite
 def fused(new, m):
     attributes = {name: attribute.value for name, attribute in m.root.attributes.items()}
     options = [m.captured.get(name) for name in ("past_key", "past_value", "mask", "bias")]
