@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from onnxfuse.custom_ops.body import Body
+from onnxfuse.custom_ops.rms_norm.function import entering
 
 
 def function(
@@ -27,15 +28,7 @@ def function(
         product = op.MatMul(value, op.matrix(weight))
         return product if bias is None else op.Add(product, op.float32(bias))
 
-    h = op.float32(x)
-    total = None
-    if skip is not None:
-        total = op.rounded(op.Add(h, op.float32(skip)), like=x)
-        h = op.widened(total, like=x)
-    if norm_weight is not None:
-        mean_square = op.reduce("ReduceMean", op.Mul(h, h), axis=-1)
-        rms = op.Sqrt(op.Add(mean_square, op.attribute("epsilon")))
-        h = op.Mul(op.Div(h, rms), op.float32(norm_weight))
+    h, total = entering(op, x, skip, norm_weight)
     gate = _activated(op, project(h, gate_weight, gate_bias))
     y = project(op.Mul(gate, project(h, up_weight, up_bias)), down_weight, down_bias)
     outputs = {"y": op.rounded(y, like=x)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxfuse.custom_ops.body import Body
+from onnxfuse.custom_ops.rms_norm.function import entering
 
 
 def function(
@@ -20,15 +21,7 @@ def function(
     bias_2: ir.Value | None,
 ) -> dict[str, ir.Value]:
     """y_i = h W_i + b_i; sum = x + skip; h = sum / sqrt(mean(sum^2) + epsilon) * norm_weight"""
-    total = x
-    h = op.float32(x)
-    if skip is not None:
-        total = op.rounded(op.Add(h, op.float32(skip)), like=x)
-        h = op.widened(total, like=x)
-    if norm_weight is not None:
-        mean_square = op.reduce("ReduceMean", op.Mul(h, h), axis=-1)
-        rms = op.Sqrt(op.Add(mean_square, op.attribute("epsilon")))
-        h = op.Mul(op.Div(h, rms), op.float32(norm_weight))
+    h, total = entering(op, x, skip, norm_weight)
 
     def product(weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         y = op.MatMul(h, op.matrix(weight))
