@@ -81,12 +81,12 @@ class Facts:
         content = self._contents.get(value)
         if content is not None:
             return content
+        fact = self.fact(value)
         tensor = self.tensor(value)
         if tensor is not None:
-            if tensor.size <= SMALL:
+            if math.prod(fact.shape) <= SMALL:
                 self._contents[value] = content = tensor.numpy()
             return content
-        fact = self.fact(value)
         entries = fact.integers()
         if entries is None or not all(isinstance(e, int) for e in entries):
             return None
@@ -119,7 +119,7 @@ class Facts:
     def _infer(self, value: ir.Value, producer: ir.Node | None) -> None:
         tensor = self.tensor(value)
         if tensor is not None:
-            self._facts[value] = self._one(_constant_fact(tensor))
+            self._facts[value] = self._one(self._constant_fact(value, tensor))
         elif producer is None:
             self._facts[value] = self._one(_input_fact(value))
         else:
@@ -152,6 +152,14 @@ class Facts:
             self._derived[key] = inferred
         return inferred
 
+    def _constant_fact(self, value: ir.Value, tensor: ir.TensorProtocol) -> Fact:
+        shape = tuple(tensor.shape.numpy())
+        content = None
+        if is_followed(tensor.dtype) and math.prod(shape) <= CONTENT_LIMIT:
+            self._contents[value] = tensor.numpy()
+            content = self._contents[value].astype(object)
+        return Fact(tensor.dtype, shape, content)
+
     def _one(self, fact: Fact) -> Fact:
         """The object that stands for all facts equal to `fact`."""
         content = fact.content
@@ -178,14 +186,6 @@ def _with_declared(value: ir.Value, fact: Fact) -> Fact:
             d if isinstance(d, int) else dims.symbol(f"{value.name}:{axis}") for axis, d in enumerate(value.shape)
         )
     return Fact(dtype, shape, fact.content)
-
-
-def _constant_fact(tensor: ir.TensorProtocol) -> Fact:
-    shape = tuple(int(d) for d in tensor.shape)
-    content = None
-    if is_followed(tensor.dtype) and math.prod(shape) <= CONTENT_LIMIT:
-        content = tensor.numpy().astype(object)
-    return Fact(tensor.dtype, shape, content)
 
 
 def _input_fact(value: ir.Value) -> Fact:

@@ -11,13 +11,15 @@ import onnx_ir as ir
 from onnxfuse.operators import OpId
 
 
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+def subgraphs(node: ir.Node) -> Sequence[ir.Graph]:
     """The graphs in the attributes of an If, Loop or Scan."""
+    found: list[ir.Graph] = []
     for attribute in node.attributes.data.values():  # the dict itself: a UserDict's view is ten times slower
         if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.value
+            found.append(attribute.value)
         elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.value
+            found.extend(attribute.value)
+    return found
 
 
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -66,7 +66,7 @@ def merge_duplicates(facts: Facts) -> None:
     first: dict[tuple, ir.Node] = {}
     merged: list[ir.Node] = []
     for node in graph:
-        if node.op_type in RANDOM or any(subgraphs(node)):
+        if node.op_type in RANDOM or subgraphs(node):
             continue
         kept = first.setdefault(_content(node), node)
         if kept is node:

@@ -18,9 +18,9 @@ def lift_constants(facts: Facts) -> None:
     """
     lifted: dict[ir.Graph, list[ir.Node]] = defaultdict(list)
     for node in all_nodes(facts.model.graph):
-        output = node.outputs[0] if node.outputs else None
-        if node.op_type != "Constant" or node.domain or output.is_graph_output():
+        if node.op_type != "Constant" or node.domain or node.outputs[0].is_graph_output():
             continue
+        output = node.outputs[0]
         tensor = facts.tensor(output)
         if tensor is None:  # text, or sparse
             continue

@@ -149,12 +149,8 @@ def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
 
 def _sweep(graph: ir.Graph, site: Site) -> None:
     for node in graph:  # onnx_ir's iteration tolerates insertion and removal
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                _sweep(attribute.value, site)
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for subgraph in attribute.value:
-                    _sweep(subgraph, site)
+        for inner in subgraphs(node):
+            _sweep(inner, site)
         _simplify(node, site)
         for _ in range(NEW_LIMIT):
             if not site.queue:
