@@ -50,7 +50,7 @@ def export(llama, path):
     torch.onnx.export(
         WithFlatCache(llama),
         inputs,
-        path,
+        str(path),  # beside a file that has a name as text it puts the weights of a model over 2 GB
         dynamo=False,  # the other exporter is fused as well; this one is faster and keeps the modules' names
         opset_version=17,
         input_names=["input_ids", "attention_mask", "position_ids", *cache_in],
