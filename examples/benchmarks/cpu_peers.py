@@ -7,8 +7,9 @@ Needs `pip install '.[cpu,export]'`; peers that are not installed (onnxscript, o
 and left out. Weights are random. Each model is made in a process of its own; then all of them are held by this one and
 run in turns, so that a machine that slows down slows them all. A ratio is that of the medians to the best ONNX model
 not by onnxfuse (smaller is better). Decoding reads every matrix and the cache once: "of reads" is the share of the
-measured read bandwidth at which that would take the time that was measured. "differs" is the largest difference of the
-logits from the export's, relative to their root mean square.
+bandwidth of numpy's dot product at which that would take the time that was measured; that has one stream a thread, and
+kernels that prefetch several exceed it. "differs" is the largest difference of the logits from the export's, relative
+to their root mean square.
 """
 
 import argparse
@@ -172,7 +173,7 @@ class Times:
 
 
 def read_bandwidth(threads: int) -> float:
-    """Bytes a second that `threads` threads read from memory."""
+    """Bytes a second that `threads` threads read from memory, each in one stream."""
     arrays = [np.ones(1 << 26, np.float32) for _ in range(threads)]
     best = 0.0
     for _ in range(8):
