@@ -15,8 +15,8 @@
 // AMX multiplies bfloat16: there, and for 16-bit weights only, an activation that is no bfloat16 and a float16 weight
 // are taken as the sum of two of them, and the product of the lower parts is left out. That is an error of at most
 // 2^-15 of a product, typically a quarter of it: what a float16 result is rounded by is 2^-11. AMX takes subnormal
-// numbers for zeros, and numbers that bfloat16 rounds to infinity, from 3.39e38 on, for infinite; where the other factor
-// has two parts, an infinite number may give NaN instead of infinity.
+// numbers for zeros, and numbers that bfloat16 rounds to infinity, from 3.39e38 on, for infinite; where the other
+// factor has two parts, an infinite number may give NaN instead of infinity.
 #pragma once
 
 #include <algorithm>

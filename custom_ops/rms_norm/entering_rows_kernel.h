@@ -1,4 +1,5 @@
-// What is done to the rows that enter a matrix product, behind a residual addition and a norm. A thread owns whole rows.
+// What is done to the rows that enter a matrix product, behind a residual addition and a norm. A thread owns whole
+// rows.
 #include "rms_norm/rms_norm_kernel.h"
 
 // total = x + skip.
