@@ -242,11 +242,12 @@ class _Run:
             self.progress("verifying matches", verifier.candidates, None)
             return verifier(candidate)
 
+        judge = judged if verifier is not None else None
+        body = soundness.bodies(facts)
         events: list[Event] = []
         for batch in self._in_order(fusions):
             with self._timed("rewrite"):
-                judge = judged if verifier is not None else None
-                events += rewrite(model, facts, batch, verify=judge, body=soundness.bodies(facts))
+                events += rewrite(model, facts, batch, verify=judge, body=body)
             with self._timed("tidy"):
                 tidy(model, facts)
         with self._timed("tidy"):
@@ -280,8 +281,8 @@ class _Run:
     def _in_order(self, fusions: Sequence[Fusion]) -> list[list[Fusion]]:
         """First what makes operators, then what joins operators to larger ones: between the two the graph is tidied."""
         operators = [fusion for fusion in fusions if fusion.stage != "block"]
-        joined = [fusion for fusion in fusions if fusion.stage == "block"] if self.level == "block" else []
-        return [batch for batch in (operators, joined) if batch]
+        joined = [fusion for fusion in fusions if fusion.stage == "block"]
+        return [operators, joined] if self.level == "block" else [operators]
 
     def _verify_whole(
         self, model: ir.Model, fusions: Sequence[Fusion], events: Sequence[Event], report: Report

@@ -4,6 +4,7 @@ import onnx_ir as ir
 import pytest
 from graphs import check_sound, model_of, operators
 
+import onnxfuse
 from onnxfuse.normalise import normalise, tidy
 
 
@@ -79,3 +80,10 @@ def test_equal_tables_become_one():
     model = tidied_twice(model_of(body, "int64[4] x", "float[4,3] y", tables))
     assert operators(model) == ["Gather", "Gather", "Add", "Add"]
     assert model.graph[2].inputs[0] is model.graph[2].inputs[1]
+
+
+@pytest.mark.parametrize("level", ["op", "block"])
+def test_a_graph_that_nothing_is_fused_in_does_not_keep_the_form_for_matching(level):
+    """Patterns expect the transpose of keys in two steps."""
+    model = model_of("y = Transpose<perm=[0,2,3,1]>(x)", "float[B,S,2,4] x", "float[B,2,4,S] y")
+    assert operators(onnxfuse.optimize(model, fusions=[], level=level).model) == ["Transpose"]
