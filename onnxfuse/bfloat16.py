@@ -23,13 +23,12 @@ from onnxfuse.custom_ops.packing import PANEL, is_packable, pack, packed_shape
 from onnxfuse.derived import SLAB, ComputedTensor, unmap
 from onnxfuse.errors import UsageError
 from onnxfuse.facts import Facts
+from onnxfuse.kernel_layout import WEIGHTS
 from onnxfuse.operators import OWN, dtype_name
 from onnxfuse.order import Order
 from onnxfuse.soundness import bodies
 from onnxfuse.splice import Names, record_origin
 
-# The weights of an operator, by input; those in one group have one dtype.
-GROUPS = {"GatedMLP": ((1, 2), (3,)), "Linear": ((3,), (5,), (7,))}
 UNIT = 2.0**-9  # the largest relative change of a weight
 _LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 _16_BITS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -87,8 +86,8 @@ class _Projections:
 
     def is_projection(self, node: ir.Node) -> bool:
         """Whether the node multiplies activations by constant matrices. Raises UsageError if it does so in 16 bits."""
-        if node.domain == OWN and node.op_type in GROUPS:
-            matrices = [self._matrix(node, index) for group in GROUPS[node.op_type] for index in group]
+        if node.domain == OWN and node.op_type in WEIGHTS:
+            matrices = [self._matrix(node, index) for group in WEIGHTS[node.op_type] for index in group]
         elif (node.domain, node.op_type) == ("", "MatMul"):
             matrices = [self._matrix(node, 1)]
         else:
@@ -110,7 +109,7 @@ class _Projections:
                 self._replace(node, weight)
             return
         before = list(node.inputs)
-        for group in GROUPS[node.op_type]:
+        for group in WEIGHTS[node.op_type]:
             matrices = [self._matrix(node, index) for index in group]
             weights = [None if matrix is None else self._rounded(matrix) for matrix in matrices]
             if None not in weights:

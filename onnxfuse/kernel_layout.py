@@ -16,10 +16,8 @@ from onnxfuse.facts import Facts
 from onnxfuse.operators import OWN
 from onnxfuse.soundness import bodies
 
-PACKED_INPUTS = {
-    "GatedMLP": (1, 2, 3),
-    "Linear": (3, 5, 7),
-}  # operator -> its inputs that may be panels, see onnxfuse.custom_ops.packing
+# The weights of an operator, by input: panels (see onnxfuse.custom_ops.packing) or plain; one group has one dtype.
+WEIGHTS = {"GatedMLP": ((1, 2), (3,)), "Linear": ((3,), (5,), (7,))}
 
 
 def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
@@ -44,15 +42,18 @@ def to_kernel_layout(model: ir.Model, facts: Facts, target: str) -> None:
 
 def _weights(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """The inputs of a fused node that its kernel may read packed."""
-    indices = PACKED_INPUTS.get(node.op_type, ()) if node.domain == OWN else ()
-    return [(index, value) for index, value in enumerate(node.inputs) if index in indices and value is not None]
+    return [(index, value) for index, value in enumerate(node.inputs) if value is not None and _is_weight(node, index)]
+
+
+def _is_weight(node: ir.Node, index: int) -> bool:
+    return node.domain == OWN and any(index in group for group in WEIGHTS.get(node.op_type, ()))
 
 
 def _may_be_packed(weight: ir.Value, facts: Facts) -> bool:
     tensor = facts.tensor(weight)
     if tensor is None or not is_packable(tuple(tensor.shape)) or weight.is_graph_output():
         return False
-    return all(user.domain == OWN and index in PACKED_INPUTS.get(user.op_type, ()) for user, index in weight.uses())
+    return all(_is_weight(user, index) for user, index in weight.uses())
 
 
 def _packed(weight: ir.Value, model: ir.Model, facts: Facts) -> ir.Value:
