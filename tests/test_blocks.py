@@ -35,8 +35,8 @@ def attention(x: str = "x", v: str = "n", heads: int = 2, i: str = "") -> str:
     return ATTENTION.format(x=x, v=v, heads=heads, i=i)
 
 
-def with_bodies(body: str, outputs: str) -> ir.Model:
-    model = model_of(body, INPUTS, outputs, CONSTANTS)
+def with_bodies(body: str, outputs: str, inputs: str = INPUTS) -> ir.Model:
+    model = model_of(body, inputs, outputs, CONSTANTS)
     facts = normalise(model)
     for node in model.graph:
         if node.domain == "onnxfuse":
@@ -151,13 +151,7 @@ TABLES = "float[1,3,2] c, float[1,3,2] e, float[1,3,2] c2"
     ids=("alike", "another table", "tables exchanged", "another way", "turned keys are an output"),
 )
 def test_attention_turns_queries_and_keys_that_are_turned_alike(body: str, outputs: str, expected: int):
-    inputs = f"{INPUTS}, {TABLES}"
-    model = model_of(body, inputs, outputs, CONSTANTS)
-    facts = normalise(model)
-    for node in model.graph:
-        if node.domain == "onnxfuse":
-            soundness.describe(node, facts)
-            attach(node, model)
+    model = with_bodies(body, outputs, f"{INPUTS}, {TABLES}")
     fused = onnxfuse.optimize(model, level="block").model
     assert operators(fused).count("RotaryEmbedding") == expected
     rng = np.random.default_rng(0)
