@@ -172,17 +172,19 @@ class Attention : public AttentionNode<T> {
     std::atomic<int64_t> next{0};
     context.parallel_for(workers, nanoseconds(problem) / workers, [&](int64_t worker, int64_t) {
       const Memory own(memory.data() + worker * bytes, plan.rows_per_task(), size, value_size);
-      for (int64_t i; (i = next.fetch_add(1)) < plan.tasks();) {
+      for (int64_t i = next.fetch_add(1), after; i < plan.tasks(); i = after) {
+        after = next.fetch_add(1);
+        const Task following = after < plan.tasks() ? plan.task(after) : Task{};
         Task task = plan.task(i);
         task.copies = copies && plan.reads_once();
         task.streams = task.copies && streams(problem);
         const int64_t group = i / plan.parts();
         if (plan.parts() == 1) {
-          attend(problem, task, own);
+          attend(problem, task, &following, own);
           continue;
         }
         task.partial = partials.data() + i * partial;
-        attend(problem, task, own);
+        attend(problem, task, &following, own);
         // Whoever finishes the last part of a group merges them.
         if (finished[group].fetch_add(1) + 1 == plan.parts())
           combine(problem, task, plan.parts(), partials.data() + group * plan.parts() * partial, own);
@@ -212,7 +214,7 @@ class Attention : public AttentionNode<T> {
         task.key_end = std::min(task.key_begin + attention::kBlock, problem.keys());
         task.copies = true;
         task.streams = streams(problem);
-        attend(problem, task, Memory(nullptr, 0, problem.key.size, problem.value.size));
+        attend(problem, task, nullptr, Memory(nullptr, 0, problem.key.size, problem.value.size));
       }
     });
   }

@@ -1,7 +1,8 @@
 // Attention on raw pointers, see attention.h. A thread owns some rows of one key-value head and a range of its keys,
 // which it goes through in blocks: scores of all rows against the block, softmax weights, weighted sum of the values.
 // The score matrix never exists beyond a block. Keys that no row sees are skipped.
-// Memory traffic: each key and value is read once a task, and written once where present wants it.
+// Memory traffic: each key and value is read once a task, and written once where present wants it; of few rows, while
+// the next ones are on their way.
 
 #include "attention/tiles.h"
 //
@@ -9,27 +10,33 @@
 //
 #include "attention/softmax.h"
 //
+#include "attention/ahead.h"
+//
 #include "attention/work.h"
 //
 #include "attention/few_rows.h"
 //
 #include "attention/many_rows.h"
 
-// The part of the task's keys that is in `keys` and `values`, whose first row is key `begin`.
+// The part of the task's keys that are rows of the past, from key 0 on, or new ones, from key `begin` on.
 template <class Method, typename T>
-void attend_segment(const Work<T>& work, Method& method, const attention::Rows<const T>& keys,
-                    const attention::Rows<const T>& values, int64_t begin, int64_t end, bool copies_keys,
-                    bool copies_values) {
+void attend_segment(const Work<T>& work, Method& method, bool past, int64_t begin, int64_t end) {
   const attention::Task& task = work.task;
+  const auto side = [&](const attention::Cache<T>& cache, int64_t j) {
+    const attention::Rows<const T>& rows = past ? cache.past : cache.fresh;
+    const bool copies = task.copies && (past ? cache.moves() : cache.present.data != nullptr);
+    return Side<T>{&cache, rows.at(task.batch, task.head, j - begin), rows.row, copies, {}};
+  };
   const int64_t first = std::max(begin, task.key_begin), last = std::min(end, task.key_end);
   for (int64_t j = first; j < last; j += attention::kBlock) {
-    const int64_t count = std::min(attention::kBlock, last - j);
-    const T* key = keys.at(task.batch, task.head, j - begin);
-    const T* value = values.at(task.batch, task.head, j - begin);
-    if (copies_keys) work.copy(work.problem.key, key, keys.row, j, count);
-    if (copies_values) work.copy(work.problem.value, value, values.row, j, count);
-    if (work.rows > 0 && work.memory.first[0] < j + count && j < work.memory.last[work.rows - 1])
-      method.block(key, keys.row, value, values.row, j, count);
+    Block<T> block{j, std::min(attention::kBlock, last - j), side(work.problem.key, j), side(work.problem.value, j)};
+    if (past) work.look_ahead(&block);
+    const bool seen = work.rows > 0 && work.memory.first[0] < j + block.count && j < work.memory.last[work.rows - 1];
+    if (seen) {
+      method.block(block);
+    } else {
+      work.copy(block);
+    }
   }
 }
 
@@ -40,12 +47,8 @@ void attend_with(const Work<T>& work) {
     work.prepare();
     method.load_queries();
   }
-  const auto &key = work.problem.key, &value = work.problem.value;
-  const int64_t past = work.problem.past;
-  const bool copies = work.task.copies;
-  attend_segment(work, method, key.past, value.past, 0, past, copies && key.moves(), copies && value.moves());
-  attend_segment(work, method, key.fresh, value.fresh, past, work.problem.keys(), copies && key.present.data,
-                 copies && value.present.data);
+  attend_segment(work, method, true, 0, work.problem.past);
+  attend_segment(work, method, false, work.problem.past, work.problem.keys());
   if (work.task.streams) stream_fence();
   if (work.task.partial) {
     work.store_partial();
@@ -54,9 +57,11 @@ void attend_with(const Work<T>& work) {
   }
 }
 
+// `following`: the task that the calling thread has next, or null.
 template <typename T>
-void attend(const attention::Problem<T>& problem, const attention::Task& task, const attention::Memory& memory) {
-  const Work<T> work{problem, task, memory, task.rows()};
+void attend(const attention::Problem<T>& problem, const attention::Task& task, const attention::Task* following,
+            const attention::Memory& memory) {
+  const Work<T> work{problem, task, following, memory, task.rows()};
   if (work.rows < kManyRows) {
     attend_with<FewRows<T>>(work);
   } else {
@@ -68,7 +73,7 @@ void attend(const attention::Problem<T>& problem, const attention::Task& task, c
 template <typename T>
 void combine(const attention::Problem<T>& problem, const attention::Task& task, int64_t parts, float* partials,
              const attention::Memory& memory) {
-  const Work<T> work{problem, task, memory, task.rows()};
+  const Work<T> work{problem, task, nullptr, memory, task.rows()};
   const int64_t dims = memory.value_dims, stride = attention::Partial::floats(work.rows, dims);
   for (int64_t r = 0; r < work.rows; ++r) {
     float maximum = -kInfinity, total = 0.0f;

@@ -15,26 +15,24 @@ class FewRows {
     }
   }
 
-  void block(const T* key, int64_t key_row, const T* value, int64_t value_row, int64_t j, int64_t count) {
-    if (rows_ >= kRowsToTranspose) {
-      multiply_transposed(key, key_row, j, count);
-    } else if (p_.key.size % kLanes == 0) {
-      dot_scores(key, key_row, count);
-    } else {
-      convert_rows(key, key_row, count, p_.key.size, m_.keys, m_.dims);
-      dot_scores(m_.keys, m_.dims, count);
+  void block(Block<T>& block) {
+    const int64_t j = block.first, count = block.count;
+    for (int64_t i = 0, step = rows_ < kRowsToTranspose ? kStrip : attention::kPanel; i < count; i += step) {
+      const int64_t keys = std::min(step, count - i);
+      w_.begin(block, &block.key, i, keys);
+      score(block.key, i, keys, j, count);
     }
     for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) { weigh(r, rows, j, begin, end); });
-    // Values are read once a tile of rows; widening them is worth a place of its own if that is more than once.
-    if (p_.value.size % kLanes == 0 && (std::is_same_v<T, float> || rows_ <= kTileRows)) {
-      add_values(value, value_row, j, count);
-    } else {
-      convert_rows(value, value_row, count, p_.value.size, m_.values, m_.value_dims);
-      add_values(m_.values, m_.value_dims, j, count);
+    for (int64_t i = 0; i < count; i += kStrip) {
+      const int64_t values = std::min(kStrip, count - i);
+      w_.begin(block, &block.value, i, values);
+      add(block.value, i, values, j, count);
     }
   }
 
  private:
+  // Keys and values that are copied, scored or added before the next ones: they stay in the first-level cache.
+  static constexpr int64_t kStrip = 16;
   static constexpr int64_t kRowsToTranspose = 6;  // from here on it costs less than it saves
 
   // Calls body(r, rows, begin, end) for tiles of rows: begin..end-1 are the keys of the block that a row of the tile
@@ -49,34 +47,52 @@ class FewRows {
     }
   }
 
-  template <typename K>
-  void dot_scores(const K* keys, int64_t row, int64_t count) {
-    const int64_t dims = attention::round_up(p_.key.size, kLanes);
-    dot(rows_, dims, m_.q, m_.dims, keys, row, count, m_.scores, attention::kBlock);
-  }
-
-  void multiply_transposed(const T* key, int64_t key_row, int64_t j, int64_t count) {
-    constexpr int64_t kPanel = attention::kPanel;
-    for (int64_t panel = 0; panel < count; panel += kPanel) {
-      const int64_t columns = std::min(kPanel, count - panel);
-      transpose_block(key + panel * key_row, key_row, columns, p_.key.size, m_.keys, kPanel);
-      for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) {
-        begin = std::max(begin, panel), end = std::min(end, panel + columns);
-        if (begin >= end) return;
-        multiply(rows, attention::divide_up(end - begin, kLanes), p_.key.size, m_.q + r * m_.dims, m_.dims, 1,
-                 m_.keys + begin - panel, kPanel, m_.scores + r * attention::kBlock + begin, attention::kBlock,
-                 nullptr);
-      });
+  // The scores of all rows against keys i .. i + keys - 1 of the block at key j.
+  void score(Side<T>& key, int64_t i, int64_t keys, int64_t j, int64_t count) {
+    const T* from = key.at(i);
+    if (rows_ >= kRowsToTranspose) {
+      transpose_block(from, key.row, keys, p_.key.size, m_.keys, attention::kPanel, key.ahead);
+      multiply_transposed(i, keys, j, count);
+    } else if (p_.key.size % kLanes == 0) {
+      dot(rows_, p_.key.size, m_.q, m_.dims, from, key.row, keys, m_.scores + i, attention::kBlock, key.ahead);
+    } else {
+      convert_rows(from, key.row, keys, p_.key.size, m_.keys, m_.dims, key.ahead);
+      const int64_t dims = attention::round_up(p_.key.size, kLanes);
+      dot(rows_, dims, m_.q, m_.dims, m_.keys, m_.dims, keys, m_.scores + i, attention::kBlock, nothing_ahead_);
     }
   }
 
-  // out += weights times values.
-  template <typename U>
-  void add_values(const U* values, int64_t row, int64_t j, int64_t count) {
+  void multiply_transposed(int64_t i, int64_t keys, int64_t j, int64_t count) {
     for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) {
-      multiply(rows, attention::divide_up(p_.value.size, kLanes), end - begin,
-               m_.scores + r * attention::kBlock + begin, attention::kBlock, 1, values + begin * row, row,
-               m_.out + r * m_.value_dims, m_.value_dims, m_.factors + r);
+      begin = std::max(begin, i), end = std::min(end, i + keys);
+      if (begin >= end) return;
+      multiply(rows, attention::divide_up(end - begin, kLanes), p_.key.size, m_.q + r * m_.dims, m_.dims, 1,
+               m_.keys + begin - i, attention::kPanel, m_.scores + r * attention::kBlock + begin, attention::kBlock,
+               nullptr, nothing_ahead_);
+    });
+  }
+
+  // out += weights times values i .. i + values - 1 of the block at key j.
+  void add(Side<T>& value, int64_t i, int64_t values, int64_t j, int64_t count) {
+    const T* from = value.at(i);
+    // Values are read once a tile of rows; widening them is worth a place of its own if that is more than once.
+    if (p_.value.size % kLanes == 0 && (std::is_same_v<T, float> || rows_ <= kTileRows)) {
+      add_values(from, value.row, i, values, j, count, value.ahead);
+    } else {
+      convert_rows(from, value.row, values, p_.value.size, m_.values, m_.value_dims, value.ahead);
+      add_values(m_.values, m_.value_dims, i, values, j, count, nothing_ahead_);
+    }
+  }
+
+  template <typename U, typename A>
+  void add_values(const U* from, int64_t row, int64_t i, int64_t values, int64_t j, int64_t count, A& ahead) {
+    static constexpr float kOnes[kTileRows] = {1, 1, 1, 1, 1, 1};
+    for_tiles(j, count, [&](int64_t r, int64_t rows, int64_t begin, int64_t end) {
+      const int64_t first = std::max(begin, i), last = std::min(end, i + values);
+      if (first >= last) return;
+      multiply(rows, attention::divide_up(p_.value.size, kLanes), last - first,
+               m_.scores + r * attention::kBlock + first, attention::kBlock, 1, from + (first - i) * row, row,
+               m_.out + r * m_.value_dims, m_.value_dims, first == begin ? m_.factors + r : kOnes, ahead);
     });
   }
 
@@ -86,8 +102,8 @@ class FewRows {
     for (int64_t r = row; r < row + rows; ++r) {
       float* scores = m_.scores + r * attention::kBlock;
       if (p_.softcap > 0) cap(scores + begin, whole - begin, p_.softcap);
-      if (p_.bias.narrow) add(scores, begin, end, p_.bias.narrow + w_.bias_offset(r) + j);
-      if (p_.bias.single) add(scores, begin, end, p_.bias.single + w_.bias_offset(r) + j);
+      if (p_.bias.narrow) add_bias(scores, begin, end, p_.bias.narrow + w_.bias_offset(r) + j);
+      if (p_.bias.single) add_bias(scores, begin, end, p_.bias.single + w_.bias_offset(r) + j);
       if (const float* hidden = w_.visible().hidden) hide(scores, begin, end, hidden + j);
       const int64_t first = std::clamp(m_.first[r] - j, begin, end), last = std::clamp(m_.last[r] - j, first, end);
       std::fill(scores + begin, scores + first, -kInfinity);
@@ -98,7 +114,7 @@ class FewRows {
   }
 
   template <typename U>
-  static void add(float* scores, int64_t begin, int64_t end, const U* bias) {
+  static void add_bias(float* scores, int64_t begin, int64_t end, const U* bias) {
     for_lanes(end - begin, [&](int64_t i, auto lanes) {
       store(scores + begin + i, load(scores + begin + i) + load(bias + begin + i, lanes));
     });
@@ -116,4 +132,5 @@ class FewRows {
   const attention::Problem<T>& p_;
   const attention::Memory& m_;
   const int64_t rows_;
+  NothingAhead nothing_ahead_;
 };

@@ -31,9 +31,12 @@ class ManyRows {
     }
   }
 
-  void block(const T* key, int64_t key_row, const T* value, int64_t value_row, int64_t j, int64_t count) {
-    const float* keys = as_float(key, &key_row, count);
-    pack_values(value, value_row, count);
+  void block(Block<T>& block) {
+    w_.copy(block);
+    const int64_t j = block.first, count = block.count;
+    int64_t key_row = block.key.row;
+    const float* keys = as_float(block.key.data, &key_row, count);
+    pack_values(block.value.data, block.value.row, count);
     for (int64_t r = 0; r < rows_; r += kWidth) {
       const int64_t end_row = std::min(r + kWidth, rows_);
       const int64_t begin = std::max<int64_t>(m_.first[r] - j, 0), end = std::min(m_.last[end_row - 1] - j, count);
@@ -57,7 +60,7 @@ class ManyRows {
       while (last < vectors && m_.first[r + last * kLanes] < j + i + kTileRows) ++last;
       if (first >= last) continue;
       multiply(std::min(kTileRows, end - i), last - first, p_.key.size, keys + i * key_row, key_row, 1,
-               q + first * kLanes, kWidth, m_.scores + i * kWidth + first * kLanes, kWidth, nullptr);
+               q + first * kLanes, kWidth, m_.scores + i * kWidth + first * kLanes, kWidth, nullptr, nothing_ahead_);
     }
   }
 
@@ -122,7 +125,7 @@ class ManyRows {
         multiply(rows, attention::divide_up(columns, kLanes), std::max<int64_t>(end - begin, 0),
                  m_.scores + begin * kWidth + r - panel, 1, kWidth,
                  m_.values + d * attention::kBlock + begin * attention::kPanel, attention::kPanel,
-                 m_.out + r * m_.value_dims + d, m_.value_dims, m_.factors + r);
+                 m_.out + r * m_.value_dims + d, m_.value_dims, m_.factors + r, nothing_ahead_);
       }
     }
   }
@@ -132,14 +135,14 @@ class ManyRows {
   void pack_values(const T* value, int64_t row, int64_t count) {
     for (int64_t d = 0; d < p_.value.size; d += attention::kPanel)
       convert_rows(value + d, row, count, std::min(p_.value.size - d, attention::kPanel),
-                   m_.values + d * attention::kBlock, attention::kPanel);
+                   m_.values + d * attention::kBlock, attention::kPanel, nothing_ahead_);
   }
 
   const float* as_float(const T* key, int64_t* row, int64_t count) {
     if constexpr (std::is_same_v<T, float>) {
       return key;
     } else {
-      convert_rows(key, *row, count, p_.key.size, m_.keys, m_.dims);
+      convert_rows(key, *row, count, p_.key.size, m_.keys, m_.dims, nothing_ahead_);
       *row = m_.dims;
       return m_.keys;
     }
@@ -149,4 +152,5 @@ class ManyRows {
   const attention::Problem<T>& p_;
   const attention::Memory& m_;
   const int64_t rows_;
+  NothingAhead nothing_ahead_;
 };
