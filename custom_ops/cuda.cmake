@@ -7,7 +7,6 @@ set(ONNXFUSE_CUDA_ARCHITECTURES "80-real;90a-real;80-virtual" CACHE STRING
   "What to compile the CUDA kernels for, as CMake's CUDA_ARCHITECTURES")
 set(oldest_nvcc 12.0)  # the first that knows compute capability 9.0a
 
-
 set(obstacle "")
 if(ONNXFUSE_CUDA STREQUAL "OFF")
   set(obstacle "as ONNXFUSE_CUDA=OFF asks")
@@ -31,6 +30,7 @@ elseif(obstacle)
 else()
   enable_language(CUDA)
   file(GLOB cuda_sources CONFIGURE_DEPENDS */*.cu)
+  list(FILTER cuda_sources EXCLUDE REGEX "triton\\.cu$")
   target_sources(onnxfuse_ops PRIVATE ${cuda_sources})
   set_target_properties(onnxfuse_ops PROPERTIES
     CUDA_ARCHITECTURES "${ONNXFUSE_CUDA_ARCHITECTURES}"

@@ -49,6 +49,14 @@ def library_path() -> Path:
 
 
 @functools.cache
+def _kernels() -> tuple[tuple[str, str, str], ...]:
+    """The execution provider, the operator and the language of each of the library's kernels."""
+    function = ctypes.CDLL(str(library_path())).onnxfuse_kernels
+    function.restype = ctypes.c_char_p
+    return tuple(tuple(line.split()) for line in function().decode().splitlines())
+
+
+@functools.cache
 def kernels() -> dict[str, frozenset[str]]:
     """The operators that the library has kernels for, by ONNX Runtime's names of the execution providers.
 
@@ -57,13 +65,18 @@ def kernels() -> dict[str, frozenset[str]]:
     >>> "RMSNorm" in kernels()["CPUExecutionProvider"]
     True
     """
-    function = ctypes.CDLL(str(library_path())).onnxfuse_kernels
-    function.restype = ctypes.c_char_p
     found: dict[str, set[str]] = collections.defaultdict(set)
-    for line in function().decode().splitlines():
-        provider, operator = line.split()
+    for provider, operator, _ in _kernels():
         found[provider].add(operator)
     return {provider: frozenset(operators) for provider, operators in found.items()}
+
+
+def triton_kernels() -> frozenset[str]:
+    """The operators for which the library has a kernel written in Triton, built with ONNXFUSE_TRITON=ON.
+
+    Sessions take it, unless their config entry "onnxfuse.triton" is "0".
+    """
+    return frozenset(operator for _, operator, language in _kernels() if language == "Triton")
 
 
 def session_options(

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "common/simd_target.h"
@@ -72,6 +73,7 @@ namespace {
 // Session config entries: what to register, as names separated by commas; everything where an entry is absent.
 constexpr const char* kOpsKey = "onnxfuse.ops";              // operators
 constexpr const char* kProvidersKey = "onnxfuse.providers";  // the execution providers whose kernels to take
+constexpr const char* kTritonKey = "onnxfuse.triton";        // "0" leaves out the kernels written in Triton
 
 // Asking the runtime for an API that it lacks would print an error, so the version is read from its name.
 uint32_t api_version(const ort::ApiBase& base) {
@@ -93,22 +95,28 @@ ort::Api read_table(const ort::ApiBase& base) {
   return api;
 }
 
-// The names of a session config entry; `known`, which are all that the library has, where the session has no such
-// entry.
-std::set<std::string> names_of(const OrtSessionOptions* options, const char* key, const char* what,
-                               const std::set<std::string>& known) {
+// The text of a session config entry, if the session has it.
+std::optional<std::string> entry_of(const OrtSessionOptions* options, const char* key) {
   int has_entry = 0;
   check(ort::api.HasSessionConfigEntry(options, key, &has_entry));
-  if (!has_entry) return known;
+  if (!has_entry) return std::nullopt;
 
   size_t size = 0;
   check(ort::api.GetSessionConfigEntry(options, key, nullptr, &size));
   std::string entry(size, '\0');
   check(ort::api.GetSessionConfigEntry(options, key, entry.data(), &size));
   entry.resize(size - 1);  // the terminating zero
+  return entry;
+}
 
+// The names of a session config entry; `known`, which are all that the library has, where the session has no such
+// entry.
+std::set<std::string> names_of(const OrtSessionOptions* options, const char* key, const char* what,
+                               const std::set<std::string>& known) {
+  const std::optional<std::string> entry = entry_of(options, key);
+  if (!entry) return known;
   std::set<std::string> wanted;
-  std::istringstream names(entry);
+  std::istringstream names(*entry);
   for (std::string name; std::getline(names, name, ',');) {
     if (known.count(name) == 0) {
       std::string all;
@@ -123,15 +131,19 @@ std::set<std::string> names_of(const OrtSessionOptions* options, const char* key
 // What the session asks for.
 std::set<Op*> wanted_ops(const OrtSessionOptions* options) {
   std::set<std::string> names, providers;
+  std::set<std::pair<std::string, std::string>> in_triton;
+  const bool wants_triton = entry_of(options, kTritonKey) != "0";
   for (const Op* op = Op::first(); op != nullptr; op = op->next) {
     names.insert(op->name);
     providers.insert(op->provider);
+    if (wants_triton && op->language == Language::kTriton) in_triton.emplace(op->name, op->provider);
   }
   names = names_of(options, kOpsKey, "operator", names);
   providers = names_of(options, kProvidersKey, "execution provider", providers);
   std::set<Op*> wanted;
   for (Op* op = Op::first(); op != nullptr; op = op->next) {
-    if (names.count(op->name) != 0 && providers.count(op->provider) != 0) wanted.insert(op);
+    const bool is_chosen = in_triton.count({op->name, op->provider}) == (op->language == Language::kTriton ? 1 : 0);
+    if (is_chosen && names.count(op->name) != 0 && providers.count(op->provider) != 0) wanted.insert(op);
   }
   return wanted;
 }
@@ -184,13 +196,14 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   }
 }
 
-// The kernels of this library, for whoever prepares sessions: a line "<execution provider> <operator>" each.
+// The kernels of this library, for whoever prepares sessions: a line "<execution provider> <operator> <language>" each.
 extern "C" __attribute__((visibility("default"))) const char* onnxfuse_kernels() {
   using namespace onnxfuse;
   static const std::string text = [] {
     std::set<std::string> lines;
     for (const Op* op = Op::first(); op != nullptr; op = op->next) {
-      lines.insert(std::string(op->provider) + ' ' + op->name + '\n');
+      const char* language = op->language == Language::kTriton ? "Triton" : "C++";
+      lines.insert(std::string(op->provider) + ' ' + op->name + ' ' + language + '\n');
     }
     std::string all;
     for (const std::string& line : lines) all += line;

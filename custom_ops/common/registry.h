@@ -14,6 +14,9 @@
 //
 //   const Register<DoubleOnCuda<float>, DoubleOnCuda<Half>> registered("Double", kCudaProvider);
 //
+// Kernels written in Triton replace those in C++ for the same provider, unless the session's config entry
+// "onnxfuse.triton" is "0"; they are registered with Language::kTriton, for all dtypes that the operator has.
+//
 // Whatever these functions throw becomes an error that names the operator, the node and the inputs' shapes.
 #pragma once
 
@@ -28,6 +31,8 @@ namespace onnxfuse {
 
 inline constexpr const char* kCpuProvider = "CPUExecutionProvider";
 inline constexpr const char* kCudaProvider = "CUDAExecutionProvider";
+
+enum class Language { kCpp, kTriton };
 
 // An input or output of an operator.
 struct Port {
@@ -52,6 +57,7 @@ constexpr Port optional_any(const char* name) { return {name, DType::kAny, ort::
 struct Op : ort::CustomOp {
   const char* name = nullptr;
   const char* provider = nullptr;
+  Language language = Language::kCpp;
   const Port* inputs = nullptr;
   const Port* outputs = nullptr;
   size_t input_count = 0, output_count = 0;
@@ -128,10 +134,11 @@ void describe(Op& op, const char* name, const char* provider) {
 template <class... Kernels>
 class Register {
  public:
-  explicit Register(const char* name, const char* provider = kCpuProvider) {
+  explicit Register(const char* name, const char* provider = kCpuProvider, Language language = Language::kCpp) {
     size_t i = 0;
     (describe<Kernels>(ops_[i++], name, provider), ...);
     for (Op& op : ops_) {
+      op.language = language;
       op.next = Op::first();
       Op::first() = &op;
     }

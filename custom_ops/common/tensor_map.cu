@@ -1,33 +1,14 @@
+#include "common/driver.h"
 #include "common/hopper.cuh"
 #include "common/tensor_map.h"
 
 namespace onnxfuse::cuda {
-namespace {
-
-// The driver is there once kernels run, but the library is not linked to it.
-decltype(&cuTensorMapEncodeTiled) encoder() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-#if CUDART_VERSION >= 12050
-  constexpr unsigned kSince = 12000;
-  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince, cudaEnableDefault, &result),
-        "cuTensorMapEncodeTiled");
-#else
-  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result),
-        "cuTensorMapEncodeTiled");
-#endif
-  require(result == cudaDriverEntryPointSuccess, "the CUDA driver has no cuTensorMapEncodeTiled, expected one of CUDA ",
-          "12.0 or newer");
-  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-}
-
-}  // namespace
 
 CUtensorMap tensor_map(const void* data, int64_t batch, int64_t heads, int64_t rows, int64_t columns,
                        int64_t batch_stride, int64_t head_stride, int64_t row_stride, int rows_of_tile) {
   CUtensorMap map{};
   if (data == nullptr || batch * heads * rows * columns == 0) return map;
-  static const auto encode = encoder();
+  static const auto encode = driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   constexpr int kRank = 4, kBytes = 2;
   const auto size = [](int64_t x) { return static_cast<cuuint64_t>(x); };
   const cuuint64_t sizes[kRank] = {size(columns), size(rows), size(heads), size(batch)};
