@@ -11,12 +11,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from test_attention_op import random_case
-from test_every_op import CASES, REFUSED, check, expected, kernel_model
+from test_every_op import CASES, REFUSED, check, expected, kernel_model, model_of_all
 
 import onnxfuse
 from onnxfuse.custom_ops.attention.cases import padding, shared
 from onnxfuse.custom_ops.attention.reference import reference as attention
 from onnxfuse.custom_ops.case import Case, feed, single_node_model
+from onnxfuse.custom_ops.functions import folders
 from onnxfuse.runtime import kernels
 
 CUDA = "CUDAExecutionProvider"
@@ -43,6 +44,15 @@ def run(operator: str, case: Case) -> list[np.ndarray]:
 )
 def test_cuda_kernel_agrees_with_the_reference(operator: str, case: Case) -> None:
     check(case, run(operator, case), expected(operator, case), more=case.cuda_absolute)
+
+
+@pytest.mark.parametrize("operator", sorted(HAVE & set(folders())))
+def test_cuda_kernels_agree_when_all_cases_are_one_model(operator: str) -> None:
+    cases = [case for name, case in CASES if name == operator and case.device != "cpu"]
+    model, inputs = model_of_all(operator, cases)
+    results = iter(onnxfuse.session(model, providers=[CUDA]).run(None, inputs))
+    for case in cases:
+        check(case, [next(results) for _ in case.made], expected(operator, case), more=case.cuda_absolute)
 
 
 IN_THE_MASK = "shows keys up to"  # which only the device can read

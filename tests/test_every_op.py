@@ -70,9 +70,8 @@ def test_kernel_agrees_with_the_reference(operator: str, case: Case) -> None:
     check(case, results, expected(operator, case))
 
 
-@pytest.mark.parametrize("operator", sorted(folders()))
-def test_kernels_agree_when_all_cases_are_one_model(operator: str) -> None:
-    cases = [case for name, case in CASES if name == operator]
+def model_of_all(operator: str, cases: list[Case]) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """One model with a node for each case, and its inputs."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="all")
     inputs = {}
     for i, case in enumerate(cases):
@@ -89,7 +88,14 @@ def test_kernels_agree_when_all_cases_are_one_model(operator: str) -> None:
         graph.outputs.extend(ends)
         graph.extend(nodes)
         inputs |= {f"{name}_{i}": array for name, array in feed(case).items()}
-    results = iter(onnxfuse.session(ir.Model(graph, ir_version=10)).run(None, inputs))
+    return ir.Model(graph, ir_version=10), inputs
+
+
+@pytest.mark.parametrize("operator", sorted(folders()))
+def test_kernels_agree_when_all_cases_are_one_model(operator: str) -> None:
+    cases = [case for name, case in CASES if name == operator]
+    model, inputs = model_of_all(operator, cases)
+    results = iter(onnxfuse.session(model).run(None, inputs))
     for case in cases:
         check(case, [next(results) for _ in case.made], expected(operator, case))
 
