@@ -27,6 +27,13 @@ STANDARD = ""
 OWN = "onnxfuse"
 UNLISTED = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's own, in the standard's domain all the same
 
+# What ONNX Runtime takes where its own operators' attributes are left out, of those that patterns name.
+DEFAULTS_OF_ONNX_RUNTIME: dict[OpId, dict[str, object]] = {
+    ("", "SimplifiedLayerNormalization"): {"axis": -1, "epsilon": 1e-5, "stash_type": 1},
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): {"epsilon": 1e-12},
+    ("com.microsoft", "QuickGelu"): {"alpha": 1.702},
+}
+
 # Parameters whose order carries no meaning.
 _UNORDERED_AXES = ("Reduce", "Squeeze", "Unsqueeze")
 
@@ -107,7 +114,7 @@ def defaults(domain: str, op_type: str, opset: int) -> dict[str, object] | None:
     """Attribute defaults at `opset`; an optional attribute without default maps to None. None: unknown operator."""
     definition = schema(domain, op_type, opset)
     if definition is None:
-        return None
+        return DEFAULTS_OF_ONNX_RUNTIME.get((domain, op_type))
     found: dict[str, object] = {}
     for name, attribute in definition.attributes.items():
         if attribute.required:

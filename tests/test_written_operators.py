@@ -1,0 +1,109 @@
+"""Operators that a graph has as such: ONNX's own from opset 23 on, and those that ONNX Runtime's tools write."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+from graphs import model_of
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+import onnxfuse
+from onnxfuse import operators
+
+
+def fused(body, **options):
+    """The operators of domain onnxfuse, each fusion of which was compared with what it replaces."""
+    result = onnxfuse.optimize(ir.to_proto(model_of(body, **options)))
+    assert result.report.verification.passed
+    return [node for node in result.model.graph if node.domain == "onnxfuse"]
+
+
+@pytest.mark.parametrize("key", sorted(operators.DEFAULTS_OF_ONNX_RUNTIME), ids=lambda key: key[1])
+def test_defaults_are_those_of_onnxruntime(key):
+    (schema,) = (s for s in get_all_operator_schema() if (s.domain, s.name) == key)
+    written = {
+        name: onnx.helper.get_attribute_value(onnx.AttributeProto.FromString(attribute._default_value))
+        for name, attribute in schema.attributes.items()
+    }
+    assert operators.defaults(*key, 1) == pytest.approx(written, rel=1e-6)
+
+
+def test_an_epsilon_that_is_left_out_is_that_of_onnxruntime():
+    (norm,) = fused("y = SimplifiedLayerNormalization(x, w)")
+    assert norm.attributes["epsilon"].value == pytest.approx(1e-5)
+    (skip,) = fused(
+        "y, mean, deviation, sum = com.microsoft.SkipSimplifiedLayerNormalization(x, skip, w)",
+        inputs="float[2,3,8] x, float[2,3,8] skip, float[8] w",
+        outputs="float[2,3,8] y, float[2,3,8] sum",
+    )
+    assert skip.attributes["epsilon"].value == pytest.approx(1e-12)
+
+
+def test_quick_gelu_is_silu_only_for_alpha_one():
+    inputs = "float[2,8] x, float[2,8] up"
+    silu, other = (f"a = com.microsoft.QuickGelu{alpha}(x) y = Mul(a, up)" for alpha in ("<alpha=1.0>", ""))
+    assert [n.op_type for n in fused(silu, inputs=inputs, outputs="float[2,8] y")] == ["SwiGLU"]
+    assert fused(other, inputs=inputs, outputs="float[2,8] y") == []
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_rotary_embedding_of_rows_takes_its_tables_rows_by_position(size):
+    table = f"float[32,{(size or 8) // 2}]"
+    (rope,) = fused(
+        f"y = RotaryEmbedding<num_heads=2, rotary_embedding_dim={size}>(x, cos, sin, positions)",
+        inputs=f"float[B,S,16] x, {table} cos, {table} sin, int64[B,S] positions",
+        outputs="float[B,S,16] y",
+        opset=23,
+    )
+    assert rope.op_type == "RotaryEmbedding"
+    assert (rope.attributes["rotary_dim"].value if size else 0) == size
+
+
+CACHED = "float[B,S,32] q, float[B,S,16] k, float[B,S,16] v, float[B,2,P,8] past_key, float[B,2,P,8] past_value"
+PRESENT = "float[B,S,32] y, float[B,2,L,8] present_key, float[B,2,L,8] present_value"
+
+
+def test_attention_of_rows_with_a_cache_of_its_own():
+    (attention,) = fused(
+        "y, present_key, present_value = Attention<q_num_heads=4, kv_num_heads=2, is_causal=1>"
+        "(q, k, v, , past_key, past_value)",
+        inputs=CACHED,
+        outputs=PRESENT,
+        opset=24,
+    )
+    assert attention.op_type == "Attention"
+    assert attention.attributes["causal"].value == 1
+    assert [output.name for output in attention.outputs] == ["y", "present_key", "present_value"]
+
+
+def test_causal_attention_that_knows_no_past_is_left_alone_behind_one():
+    """It counts its queries from the first key, where the operator counts them from the last."""
+    assert not fused(
+        "k4 = Reshape(k, heads) k_first = Transpose<perm=[0,2,1,3]>(k4)"
+        "v4 = Reshape(v, heads) v_first = Transpose<perm=[0,2,1,3]>(v4)"
+        "q4 = Reshape(q, four) q_first = Transpose<perm=[0,2,1,3]>(q4)"
+        "present_key = Concat<axis=2>(past_key, k_first) present_value = Concat<axis=2>(past_value, v_first)"
+        "context = Attention<is_causal=1>(q_first, present_key, present_value)"
+        "rows = Transpose<perm=[0,2,1,3]>(context) y = Reshape(rows, flat)",
+        inputs=CACHED,
+        outputs=PRESENT,
+        constants="int64[4] heads = {0,0,2,8}, int64[4] four = {0,0,4,8}, int64[3] flat = {0,0,32}",
+        opset=24,
+    )
+
+
+def test_attention_whose_products_are_wanted_is_left_alone():
+    assert not fused(
+        "y, present_key, present_value, products = Attention<q_num_heads=4, kv_num_heads=2>"
+        "(q, k, v, , past_key, past_value)",
+        inputs=CACHED,
+        outputs=f"{PRESENT}, float[B,4,S,L] products",
+        opset=24,
+    )
+
+
+def test_normalising_rows_of_two_axes_is_no_rms_norm():
+    weight = "float[3,8] w"
+    assert not fused("y = SimplifiedLayerNormalization<axis=1>(x, w)", inputs=f"float[2,3,8] x, {weight}")
+    assert not fused("y = RMSNormalization<axis=1>(x, w)", inputs=f"float[2,3,8] x, {weight}", opset=23)
