@@ -94,9 +94,15 @@ def supported(m):
     yield m.N % m.K == 0, "{m.N} query heads do not divide into groups for {m.K} key heads"
     yield dtype(m) in m.FLOATS, f"the values are {dtype(m)}; kernels exist for {m.FLOATS}"
     yield (m.past_key is None) == (m.past_value is None), "only one of key and value has a past"
-    yield (m.past_key_rows is None) == (m.past_value_rows is None), "only one of key and value has a past of rows"
-    for past in (m.past_key, m.past_value, m.past_key_rows, m.past_value_rows):
+    key_rows, value_rows = rows_of_past(m)
+    yield (key_rows is None) == (value_rows is None), "only one of key and value has a past of rows"
+    for past in (m.past_key, m.past_value, key_rows, value_rows):
         yield past is None or past.dtype == dtype(m), f"the past is {past}, the values are {dtype(m)}"
+
+
+def rows_of_past(m):
+    """The captured past as [B, P, K, D] and [B, P, K, E], None where there is none or the fusion has no such form."""
+    return getattr(m, "past_key_rows", None), getattr(m, "past_value_rows", None)
 
 
 def broadcasts(mask, m):
@@ -122,11 +128,12 @@ def attended(new, m, given, *, scale, softcap=0.0, causal=False):
     padding = closed.padding
     if padding is not None and m.facts.dtype(padding).is_floating_point():
         padding = new.onnx.Cast(padding, to="bool")
-    of_rows = m.past_key_rows is not None
+    past_rows = rows_of_past(m)
+    of_rows = past_rows[0] is not None
     provided = [m.facts.dtype(value) == m.facts.dtype((m.v or m.v_rows).value) for value in m.outputs[1:]]
     elsewhere = any(same and read_elsewhere(value, m) for same, value in zip(provided, m.outputs[1:], strict=True))
     wants_present = m.past_key is not None or (elsewhere and not of_rows)
-    past = (m.past_key_rows, m.past_value_rows) if of_rows else (m.past_key, m.past_value)
+    past = past_rows if of_rows else (m.past_key, m.past_value)
     results = new.Attention(
         *(q, k, v, *past, padding, bias),
         num_heads=m.N,

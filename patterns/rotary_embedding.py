@@ -65,7 +65,8 @@ def interleaved_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor(), sin=tensor()
 @fusion(stage="rotary", op="RotaryEmbedding")
 def standard_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor("B|1 S W"), sin=tensor("B|1 S W")):
     """Rotary embedding already written as ai.onnx RotaryEmbedding (opset 23), on [B, N, S, D]."""
-    return op.RotaryEmbedding(x, cos, sin, interleaved=attr("interleaved"), num_heads=attr(), rotary_embedding_dim=0)
+    attributes = {"interleaved": attr("interleaved"), "num_heads": attr(), "rotary_embedding_dim": attr("size")}
+    return op.RotaryEmbedding(x, cos, sin, **attributes)
 
 
 @rotary_embedding.check
@@ -105,7 +106,8 @@ def supported(m):
 @standard_rotary_embedding.check
 def heads_known(m):
     yield m.x.dtype in m.FLOATS, "x is {m.x}; kernels exist for {m.FLOATS}"
-    yield isinstance(m.x.shape[1], int), "the number of heads is unknown: x is {m.x}"
+    yield all(isinstance(s, int) for s in (m.x.shape[1], m.D)), "heads or their size are unknown: x is {m.x}"
+    yield (m.size or m.D) // 2 == m.W, "the table is {m.cos}, expected one entry for each pair of {m.size} or {m.D}"
 
 
 @rotary_embedding.rewrite
@@ -121,7 +123,8 @@ def fused_interleaved(new, m):
 @standard_rotary_embedding.rewrite
 def fused_standard(new, m):
     rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3])
-    y = turned_rows(new, rows, m.cos.value, m.sin.value, m.x.shape[1], m.D, m.interleaved)
+    size = 0 if m.size == m.D else m.size
+    y = turned_rows(new, rows, m.cos.value, m.sin.value, m.x.shape[1], m.D, m.interleaved, size)
     return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
 
 
@@ -191,10 +194,11 @@ def tables(new, m, axis, interleaved):
     return [new.onnx.Cast(value, to="float32") for value in both]
 
 
-def turned_rows(new, rows, cos, sin, heads, size, interleaved):
-    """The operator on rows [B, S, N, D]."""
+def turned_rows(new, rows, cos, sin, heads, size, interleaved, turned_size=0):
+    """The operator on rows [B, S, N, D]; 0 turns all of D."""
     flat = new.onnx.Reshape(rows, np.array([0, 0, heads * size]))
-    y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved)
+    part = {"rotary_dim": turned_size} if turned_size else {}
+    y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved, **part)
     return new.onnx.Reshape(y, np.array([0, 0, heads, size]))
 
 

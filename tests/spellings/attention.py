@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from spellings import masks
-from spellings.draft import Value
+from spellings.draft import DTYPES, Value
 from spellings.masks import Mask, Place
-from spellings.sizes import merged
+from spellings.sizes import evaluated, joined, merged
 from spellings.writer import Writer
 
 HEADS_FIRST = [0, 2, 1, 3]
@@ -41,6 +41,8 @@ def projections(w: Writer, heads: int, groups: int, size: int, value_size: int) 
 def attend(w: Writer, q: Value, k: Value, v: Value, groups: int) -> tuple[Value, dict[str, int]]:
     """The context [B, N, S, E]."""
     heads = q.shape[1]
+    if w.opset >= 23 and w.coin(0.4):
+        return _one_operator(w, q, k, v), {}
     if w.fixed(True, False):
         k, v = (with_past(w, x, name) for x, name in ((k, "past_key"), (v, "past_value")))
         w.output(k)
@@ -61,6 +63,81 @@ def attend(w: Writer, q: Value, k: Value, v: Value, groups: int) -> tuple[Value,
     if w.mutates("weights_from_one", "Attention"):
         weights = w.sub(w.scalar(1.0, weights), weights)
     return product(w, weights, w.cast(values, weights.dtype), place), {}
+
+
+def _one_operator(w: Writer, q: Value, k: Value, v: Value) -> Value:
+    """Attention as ONNX's operator: its past joined before it or inside, [B, N, S, D] or [B, S, N*D]."""
+    heads, groups = q.shape[1], k.shape[1]
+    has_past = w.fixed(True, False)
+    inside = has_past and w.fixed(True, False)
+    cache = []
+    if inside:
+        cache = [w.input(name, (*x.shape[:2], w.p, x.shape[3])) for x, name in ((k, "past_key"), (v, "past_value"))]
+    elif has_past:
+        k, v = (with_past(w, x, name) for x, name in ((k, "past_key"), (v, "past_value")))
+        w.output(k)
+        w.output(v)
+    length = joined([w.p, w.s]) if inside else k.shape[2]
+    mask, attributes = _operators_mask(w, Place(w.b, heads, w.s, length, q, k), inside)
+    scale = w.fixed(None, q.shape[3] ** -0.5, 0.3)
+    if scale is not None:
+        attributes["scale"] = scale * 2 if w.shifts_to("other_scale") else scale
+    if w.fixed(True, *[False] * 5):
+        attributes["softcap"] = 60.0 if w.shifts_to("other_cap") else 30.0
+    if q.dtype == "float16" and w.coin():
+        attributes["softmax_precision"] = DTYPES["float32"]
+    if groups < heads and not inside and w.coin():
+        k, v = (repeated(w, x, heads // groups) for x in (k, v))
+    presents = [(*x.shape[:2], length, x.shape[3]) for x in (k, v)] if inside else []
+    outputs = 1 + len(presents)
+    batch, _, queries, size = (*q.shape[:3], v.shape[3])
+    flat = w.coin()
+    if flat:
+        attributes |= {"q_num_heads": heads, "kv_num_heads": k.shape[1]}
+        q, k, v = (_merged(w, x) for x in (q, k, v))
+    shape = (batch, queries, heads * size) if flat else (batch, heads, queries, size)
+    made = w.node(
+        "Attention", q, k, v, mask, *cache, shape=[shape, *presents] if inside else shape, outputs=outputs, **attributes
+    )
+    y, *presents = made if inside else (made,)
+    for present in presents:
+        w.output(present)
+    return w.transpose(w.reshape(y, (batch, queries, heads, size), source=y), HEADS_FIRST) if flat else y
+
+
+def _merged(w: Writer, x: Value) -> Value:
+    """x [B, N, S, D] as [B, S, N*D]."""
+    batch, heads, length, size = x.shape
+    return w.reshape(w.transpose(x, HEADS_FIRST), (batch, length, heads * size), source=x)
+
+
+def _operators_mask(w: Writer, place: Place, inside: bool) -> tuple[Value | None, dict[str, int]]:
+    """The mask for ONNX's operator, and whether it is causal by itself: if it knows the past, or there is none."""
+    attributes = {}
+    if inside or not place.has_past:
+        padded, is_causal = w.fixed((False, False), (False, True), (True, True), (True, False))
+        made = [masks.padding(w, place)] if padded else []
+        attributes = {"is_causal": 1} if is_causal else {}
+        queries, keys = place.queries, place.keys
+
+        def causal(sizes, feeds):
+            rows, columns = np.indices([evaluated(size, sizes) for size in (queries, keys)])
+            return (columns <= rows + evaluated(keys, sizes) - evaluated(queries, sizes))[None]
+
+        seen = [m.seen for m in made] + ([causal] if is_causal else [])
+    else:
+        made = chosen_mask(w, place) or []
+        seen = [m.seen for m in made]
+        if w.mutates("causal_from_the_first_key", "Attention"):
+            attributes = {"is_causal": 1}
+    if not made:
+        return None, attributes
+    w.seen = lambda sizes, feeds: np.all(np.broadcast_arrays(*(s(sizes, feeds) for s in seen)), axis=0).any(-1)
+    mask = made[0] if len(made) == 1 else masks.both(w, *made)
+    value = mask.value if w.coin() else masks.additive(w, mask, w.dtype, masks.hidden_number(w))
+    sizes = [w.size(place.query, 0), w.integers(1), w.size(place.query, 2), w.size(mask.value, 3)]
+    shape = (place.batch, 1, place.queries, place.keys)
+    return w.node("Expand", value, w.node("Concat", *sizes, shape=(4,), dtype="int64", axis=0), shape=shape), attributes
 
 
 def with_past(w: Writer, new: Value, name: str) -> Value:

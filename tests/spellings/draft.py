@@ -21,6 +21,7 @@ DTYPES = {
     "int32": onnx.TensorProto.INT32,
     "bool": onnx.TensorProto.BOOL,
 }
+MICROSOFT = {"QuickGelu", "SkipSimplifiedLayerNormalization"}
 FLOATING = ("float32", "float16")
 TO_THE_END = (2**63 - 1, 2**31 - 1)  # what exporters write for the end of an axis
 
@@ -127,15 +128,15 @@ class Draft:
         return (offset + scale * self.arrays.standard_normal(shape)).astype(self.dtype)
 
     def node(self, op: str, *inputs: Value | None, shape, dtype: str | None = None, outputs: int = 1, **attributes):
-        """One node; `shape` and `dtype` are those of its output, or a list with one entry an output."""
-        domain = "com.microsoft" if op == "QuickGelu" else ""
+        """One node; `shape` is that of its output, or a list with one entry an output, None where it is left out."""
+        domain = "com.microsoft" if op in MICROSOFT else ""
         dtype = dtype or inputs[0].dtype
         shapes = shape if outputs > 1 else [shape]
-        made = [Value(self.name(op.lower()), dtype, tuple(s)) for s in shapes]
+        made = [None if s is None else Value(self.name(op.lower()), dtype, tuple(s)) for s in shapes]
         proto = helper.make_node(
             op,
             ["" if v is None else self._noisy(v).name for v in inputs],
-            [v.name for v in made],
+            ["" if v is None else v.name for v in made],
             name=self.name(f"node_{op}"),
             domain=domain,
             **attributes,

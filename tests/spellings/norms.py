@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from spellings.draft import Value
+from spellings.sizes import Dim
 from spellings.writer import Writer
 
 EPSILONS = (1e-5, 1e-6, 1e-3)
@@ -25,6 +28,8 @@ def skip_rms_norm(w: Writer) -> dict[str, int]:
     """sum = x + skip, y = RMSNorm(sum)."""
     size = w.fixed(8, 16)
     shape = (w.b, w.s, size)
+    if w.coin(0.12):
+        return _skip_as_one_operator(w, shape)
     x = w.input("x", shape)
     skip = w.input("skip", (size,) if w.mutates("broadcast_skip", "SkipRMSNorm") else shape)
     total = w.sub(x, skip) if w.mutates("difference", "SkipRMSNorm") else w.add(x, skip)
@@ -36,6 +41,20 @@ def skip_rms_norm(w: Writer) -> dict[str, int]:
     return {"SkipRMSNorm": 1}
 
 
+def _skip_as_one_operator(w: Writer, shape: Sequence[Dim]) -> dict[str, int]:
+    """What ONNX Runtime's tools write, with a bias where it is not SkipRMSNorm."""
+    x, skip = w.input("x", shape), w.input("skip", shape)
+    operands = [x, skip, w.constant(gain(w, shape[-1]))]
+    if w.mutates("bias", "SkipRMSNorm"):
+        operands.append(w.constant(w.weight(shape[-1])))
+    op = "SkipSimplifiedLayerNormalization"
+    y, _, _, total = w.node(op, *operands, shape=[shape, None, None, shape], outputs=4, epsilon=_epsilon(w))
+    w.output(y)
+    if w.fixed(True, True, True, False):
+        w.output(total)
+    return {"SkipRMSNorm": 1}
+
+
 def gain(w: Writer, size: int) -> np.ndarray:
     """Weights around one."""
     return w.weight(size, scale=0.3, offset=1.0)
@@ -44,6 +63,8 @@ def gain(w: Writer, size: int) -> np.ndarray:
 def normed(w: Writer, x: Value, weight: np.ndarray) -> Value:
     """RMSNorm of x over its last axis."""
     size, dtype = x.shape[-1], x.dtype
+    if w.coin(0.12):
+        return _one_operator(w, x, weight)
     wide = dtype == "float16" and w.coin(0.8)
     h = w.cast(x, "float32") if wide or w.coin(0.2) else x
     rms = _Root(w, h)
@@ -61,14 +82,29 @@ def normed(w: Writer, x: Value, weight: np.ndarray) -> Value:
     return w.cast(y, dtype)
 
 
+def _one_operator(w: Writer, x: Value, weight: np.ndarray) -> Value:
+    """RMSNorm as one operator: ONNX's from opset 23 on, or the one that ONNX Runtime's tools write."""
+    op = w.pick("RMSNormalization", "SimplifiedLayerNormalization") if w.opset >= 23 else "SimplifiedLayerNormalization"
+    epsilon = _epsilon(w)
+    axis, rows = -1, x.shape[-2]
+    if isinstance(rows, int) and w.mutates("of_two_axes", *NORMS):
+        axis, weight = -2, np.broadcast_to(weight, (rows, *weight.shape))
+    given = {"axis": axis} if axis != -1 or w.coin() else {}
+    given |= {"epsilon": epsilon} if epsilon != 1e-5 or w.coin() else {}
+    return w.node(op, x, w.constant(weight), shape=x.shape, **given)
+
+
+def _epsilon(w: Writer) -> float:
+    epsilon = w.fixed(*EPSILONS)
+    return 1.0 if w.shifts_to("large_epsilon") else epsilon
+
+
 class _Root:
     """mean(h^2) + eps, from which the root or its inverse is taken."""
 
     def __init__(self, w: Writer, h: Value) -> None:
         self.w = w
-        epsilon = w.fixed(*EPSILONS)
-        if w.shifts_to("large_epsilon"):
-            epsilon = 1.0
+        epsilon = _epsilon(w)
         source = h
         if w.mutates("other_input", *NORMS):
             source = w.cast(w.input("other", h.shape), h.dtype)

@@ -151,6 +151,8 @@ def rotated_part(w: Writer, x: Value, size: int, axis: int, *, interleaved: bool
     full = w.fixed(True, False)
     rope = interleaved_pairs if interleaved else half_split
     made, found = table(w, size // 2, full=full)
+    if not full and axis == 1 and made.cos.shape[0] == x.shape[0] and w.opset >= 23 and w.coin(0.6):
+        return _one_operator(w, x, made, size, interleaved), found
     if full and interleaved:  # the table of pairs repeats each entry
         made = made if w.shifts_to("halves_for_pairs") else _each_twice(w, made, size // 2)
     head, tail = (x, None)
@@ -170,6 +172,23 @@ def rotated_part(w: Writer, x: Value, size: int, axis: int, *, interleaved: bool
     if w.shifts_to("tail_of_the_turned"):
         tail = w.neg(tail)
     return w.concat([turned, tail], -1), found
+
+
+def _one_operator(w: Writer, x: Value, made: Table, size: int, interleaved: bool) -> Value:
+    """ONNX's operator on x [B, N, S, D], or on the [B, S, N*D] that x was."""
+    cos, sin = (made.sin, made.cos) if w.shifts_to("tables_exchanged") else (made.cos, made.sin)
+    if w.shifts_to("other_pairs"):
+        interleaved = not interleaved
+    attributes = {"interleaved": int(interleaved)} if interleaved or w.coin() else {}
+    if size < x.shape[-1] or w.coin(0.3):
+        attributes["rotary_embedding_dim"] = size
+    batch, heads, length, features = x.shape
+    if w.coin():
+        return w.node("RotaryEmbedding", x, cos, sin, shape=x.shape, **attributes)
+    flat = (batch, length, heads * features)
+    rows = w.reshape(w.transpose(x, [0, 2, 1, 3]), flat, source=x)
+    rows = w.node("RotaryEmbedding", rows, cos, sin, shape=flat, num_heads=heads, **attributes)
+    return w.transpose(w.reshape(rows, (batch, length, heads, features), source=rows), [0, 2, 1, 3])
 
 
 def _each_twice(w: Writer, made: Table, size: int) -> Table:
