@@ -20,7 +20,8 @@ from onnxfuse.dims import Size
 from onnxfuse.evaluation import Cone, cone
 from onnxfuse.facts import Facts
 
-HIDDEN = -9999.0  # added to a score, this or less leaves a weight of exactly zero in float32 beside any visible key
+# Added to a score, this or less leaves a weight of exactly zero in float32 beside any visible key: -1e4 in bfloat16.
+HIDDEN = -9984.0
 SETTINGS = 6  # random sizes tried
 SMALL_WINDOW = 7  # windows up to this size show in those
 STATIC_RUNS = 3  # paddings tried where the model leaves no size open

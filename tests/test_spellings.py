@@ -23,6 +23,7 @@ import onnxfuse
 COUNT = int(os.environ.get("ONNXFUSE_SPELLINGS", "210"))
 LABEL = os.environ.get("ONNXFUSE_SPELLING")
 TOGETHER = 15  # cases in one model
+VERIFIED = 3  # of these, verified as well
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def fused(cases: Sequence[Case], verify: str = "none") -> ir.Model:
     return onnxfuse.optimize(batch.model(cases), verify=verify).model
 
 
+def in_bfloat16(labels: Sequence[str]) -> list[Case]:
+    """The cases of these labels in another dtype."""
+    parts = [label.split(":") for label in labels]
+    return [case(family, int(seed), int(opset), dtype="bfloat16") for family, seed, opset in parts]
+
+
 def changed(cases: Sequence[Case], names: str) -> list[tuple[Case, Case]]:
     """Every case that offers any of these changes, with one of them made."""
     pairs = []
@@ -93,6 +100,26 @@ def test_every_spelling_is_fused(chosen, record_property):
     wrong = [c.label for c in cases if batch.differs(c, c, before, after)]
     assert not missed
     assert not wrong
+
+
+@each
+def test_every_spelling_is_fused_in_bfloat16(chosen, record_property):
+    """ONNX Runtime's CPU provider can't run most of these graphs."""
+    cases = in_bfloat16(chosen.labels)
+    found = dict(zip(cases, batch.fused(fused(cases), cases), strict=True))
+    missed = {c.label: f"{dict(found[c])} instead of {c.expected}" for c in cases if found[c] != c.expected}
+    record_property("family", chosen.family)
+    record_property("bfloat16", len(cases) - len(missed))
+    assert not missed
+
+
+@each
+def test_right_fusions_pass_verification(chosen):
+    """Each alone, as a model has it: what is drawn for its inputs depends on all of them."""
+    some = chosen.labels[:VERIFIED]
+    cases = [*map(labelled, some), *in_bfloat16(some)]
+    found = {c: batch.fused(fused([c], verify="match"), [c])[0] for c in cases}
+    assert not {f"{c.label} {c.writer.dtype}": dict(found[c]) for c in cases if found[c] != c.expected}
 
 
 @each

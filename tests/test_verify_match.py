@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+import onnxfuse
 from onnxfuse import runtime, soundness
 from onnxfuse.derived import DerivedTensor
 from onnxfuse.dsl import constant, fusion, op, scalar, tensor
@@ -117,28 +119,34 @@ def test_the_old_graph_runs_as_it_is_where_its_own_error_matters(monkeypatch, to
     assert len(opened) == sessions  # in float32 and rewritten; if these two differ by more, in float16 too
 
 
-def test_what_the_rewrite_reads_before_it_is_moved_stays_one_with_what_was_captured():
+@pytest.mark.parametrize(
+    "written, repeated, size",
+    [("Identity(b)", lambda new, t: t, 4), ("Concat<axis=2>(b, b)", lambda new, t: new.onnx.Concat(t, t, axis=2), 8)],
+    ids=["once", "twice"],
+)
+def test_what_the_rewrite_reads_before_it_is_moved_stays_one_with_what_was_captured(written, repeated, size):
     @fusion(stage="elementwise")
     def shifted(x=tensor(), shift=tensor()):
         return op.Relu(x + shift)
 
     def read_before(new, m):
-        source = m.shift.value.producer().inputs[0]
-        moved = new.onnx.Unsqueeze(source, np.array([1]))
+        source = next(node.outputs[0] for node in m.facts.model.graph if node.op_type == "Tanh")
+        moved = new.onnx.Unsqueeze(repeated(new, source), np.array([1]))
         return new.onnx.Max(new.onnx.Add(m.x, moved), np.array(0, np.float32))
 
     shifted.rewrite(read_before)
     events, _ = outcome(
-        """
+        f"""
         <ir_version: 8, opset_import: ["" : 18]>
-        agraph (float[B,1,S,8] x, float[B,S,8] t) => (float[B,1,S,8] y) <int64[1] one={1}>
-        {
+        agraph (float[B,1,S,{size}] x, float[B,S,4] t) => (float[B,1,S,{size}] y) <int64[1] one={{1}}>
+        {{
             a = Exp(x)
             b = Tanh(t)
-            shift = Unsqueeze(b, one)
+            c = {written}
+            shift = Unsqueeze(c, one)
             sum = Add(a, shift)
             y = Relu(sum)
-        }
+        }}
         """,
         shifted,
     )
@@ -163,6 +171,43 @@ def test_a_wrong_rewrite_is_refused_and_says_by_how_much(rewriting):
     (event,) = events
     assert isinstance(event, Refused)
     assert event.reason.startswith("'y' differs") and "as function bodies" in event.reason
+
+
+GATED = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    mlp (bfloat16[B,S,32] x) => (bfloat16[B,S,32] y)
+    {
+        gate = MatMul(x, a)
+        up = MatMul(x, b)
+        weight = Sigmoid(gate)
+        active = Mul(gate, weight)
+        inner = Mul(active, up)
+        y = MatMul(inner, c)
+    }
+"""
+
+
+def test_bfloat16_operators_that_were_fused_before_are_verified_in_float32():
+    """ONNX Runtime has no bfloat16 MatMul on the CPU: the old graph, a SwiGLU in it, is computed in float32."""
+    model = onnx.parser.parse_model(GATED)
+    for name, shape in (("a", (32, 64)), ("b", (32, 64)), ("c", (64, 32))):
+        weight = np.random.default_rng(0).standard_normal(shape).astype(ir.DataType.BFLOAT16.numpy())
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    result = onnxfuse.optimize(model, verify="match")
+    assert [node.op_type for node in result.model.graph] == ["GatedMLP"]
+
+
+def twice_negated(new, m):
+    return new.onnx.Neg(new.onnx.Neg(right(new, m)))
+
+
+@pytest.mark.parametrize("with_library", [False, True])
+def test_bfloat16_around_a_new_operator_is_computed_in_float32_where_onnxruntime_cannot(with_library):
+    """It has no bfloat16 Neg and no bfloat16 Mul on the CPU."""
+    events, _ = outcome(norm_model("bfloat16"), norm_fusion(twice_negated), with_library=with_library)
+    assert [type(event) for event in events] == [Fused]
+    (event,), _ = outcome(norm_model("bfloat16"), norm_fusion(squared_norm), with_library=with_library)
+    assert isinstance(event, Refused) and "differs by" in event.reason
 
 
 def test_another_dtype_is_refused():

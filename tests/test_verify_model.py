@@ -88,6 +88,22 @@ def test_offset_and_square_mask_of_a_cache_interface():
     np.testing.assert_array_equal(feed["attn_mask"][0] == 0, np.tri(32, dtype=bool))
 
 
+def test_a_mask_and_positions_of_other_tokens_are_drawn_all_the_same():
+    """An encoder's next to a decoder's: no size of one says anything of the other."""
+    model = inputs_model(
+        ("decoder_input_ids", 7, [2, 3]),
+        ("decoder_attention_mask", 7, [2, 3]),
+        ("encoder_attention_mask", 7, [2, 11]),
+        ("encoder_position_ids", 7, [2, 11]),
+    )
+    interface = Interface.of(model)
+    (point, *_) = grid(interface)
+    feed = draw(interface, point)
+    assert feed["decoder_attention_mask"].shape == (2, 3)
+    assert feed["encoder_attention_mask"].shape == (2, 11) and feed["encoder_attention_mask"].all()
+    np.testing.assert_array_equal(feed["encoder_position_ids"][0], np.arange(11))
+
+
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_every_row_of_a_padded_batch_keeps_a_visible_token(padding):
     for batch in (2, 3, 7):

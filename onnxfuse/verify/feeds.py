@@ -38,7 +38,9 @@ def grid(
                 for past in pasts:
                     point = interface.settle(Point(batch, length, past, padding))
                     room = point.total if padding == "left" else point.length
-                    if point.past < 0 or (padding != "none" and (point.padding == "none" or room < 2)):
+                    if point.past < 0 or point.length < 1:  # the sizes that the model fixes allow no such point
+                        continue
+                    if padding != "none" and (point.padding == "none" or room < 2):
                         continue
                     if padding != "none" and point.batch < 2:
                         continue
@@ -61,6 +63,11 @@ def visible(point: Point) -> np.ndarray:
     return mask
 
 
+def _fits(tokens: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether an array of this shape has one entry for each of the tokens [B, L], or one for those of every row."""
+    return shape[-1] == tokens.shape[1] and (len(shape) < 2 or shape[0] in (1, len(tokens)))
+
+
 def draw(interface: Interface, point: Point) -> dict[str, np.ndarray]:
     """One value for each input at `point`; the same arguments give the same arrays."""
     keys = visible(point)
@@ -72,8 +79,12 @@ def draw(interface: Interface, point: Point) -> dict[str, np.ndarray]:
         match entry.role:
             case "tokens":
                 array = rng.integers(0, entry.limit or UNKNOWN_VOCABULARY, shape)
+            case "mask" if not _fits(keys, shape):  # of other tokens than the cache's: an encoder's, say
+                array = np.ones(shape)
             case "mask":
                 array = np.broadcast_to(keys[: shape[0]], shape)
+            case "positions" if not _fits(keys[:, point.past :], shape):
+                array = np.broadcast_to(np.arange(shape[-1]), shape)
             case "positions":
                 last = (entry.limit or point.total) - 1
                 places = np.clip(np.cumsum(keys, axis=1) - 1, 0, last)[:, point.past :]

@@ -26,7 +26,7 @@ from onnxfuse.verify.trial import Trial, Verdict
 
 FLOATING = ("values", "past", "embeddings")  # roles of inputs whose values are as good as any
 ACTIVATIONS = (*FLOATING, "tokens")  # roles of inputs behind which the network itself begins
-MOVEMENT = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+MOVEMENT = ("Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 KEPT_SIZE = 16  # elements up to which a constant that the new nodes read keeps its content: a scale, not a weight
 
 
@@ -132,10 +132,14 @@ class MatchVerifier:
 
 
 def _is_moved(value: ir.Value, origins: set[ir.Value]) -> bool:
-    """Whether `value` is one of `origins` after some movement: where a rewrite reads it before, both are one thing."""
-    while value not in origins:
+    """Whether `value` is made of `origins` by movement alone: where a rewrite reads them before, all are one thing."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if value in origins:
+            continue
         node = value.producer()
         if node is None or node.domain or node.op_type not in MOVEMENT:
             return False
-        value = node.inputs[0]
+        pending += node.inputs if node.op_type == "Concat" else node.inputs[:1]
     return True

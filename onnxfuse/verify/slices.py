@@ -47,17 +47,19 @@ class Slice:
         functions: Iterable[ir.Function],
         widen: Mapping[ir.DataType, ir.DataType] = MappingProxyType({}),
         resize: Callable[[int], int] = int,
+        kept: str | None = None,
     ) -> ir.Model:
         """The slice as a model whose inputs are `inputs`, then `known`.
 
-        What has a key of `widen` as dtype is computed in the dtype it maps to; `resize` changes the inputs' sizes.
+        What has a key of `widen` as dtype is computed in the dtype it maps to, but for operators of the domain `kept`,
+        between Casts; `resize` changes the inputs' sizes.
 
         Raises
         ------
         Unsliceable
             A node has no meaning outside its function, or its subgraph cannot be widened.
         """
-        return _Assembly(self, widen, resize).model(functions)
+        return _Assembly(self, widen, resize, kept).model(functions)
 
 
 def cut_out(outputs: Sequence[ir.Value], cuts: Callable[[ir.Value], bool], facts: Facts) -> Slice:
@@ -169,19 +171,28 @@ def called(nodes: Iterable[ir.Node], functions: Iterable[ir.Function]) -> list[i
 class _Assembly:
     """Clones a slice, so that the graph it was cut from stays as it is."""
 
-    def __init__(self, piece: Slice, widen: Mapping[ir.DataType, ir.DataType], resize: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        piece: Slice,
+        widen: Mapping[ir.DataType, ir.DataType],
+        resize: Callable[[int], int],
+        kept: str | None,
+    ) -> None:
         self.piece = piece
         self.widen = widen
         self.resize = resize
+        self.kept = kept
         self.values: dict[ir.Value, ir.Value] = {}
+        self.nodes: list[ir.Node] = []
         self.clones: list[ir.Graph] = []
 
     def model(self, functions: Iterable[ir.Function]) -> ir.Model:
         piece, facts = self.piece, self.piece.facts
         inputs = [self._input(value) for value in (*piece.inputs, *piece.known)]
         initializers = [self._initializer(value) for value in piece.constants]
-        nodes = [self._node(node) for node in piece.nodes]
-        outputs = []
+        for node in piece.nodes:
+            self._add_between_casts(node) if node.domain == self.kept else self._add(node)
+        nodes, outputs = self.nodes, []
         for value in piece.outputs:
             made = self.values[value]
             if made.producer() is None or made in outputs:  # a graph may not return its input, or a value twice
@@ -197,7 +208,10 @@ class _Assembly:
             opset_imports={"onnxfuse": 1, **facts.model.opset_imports},
             name="slice",
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, functions=called(piece.nodes, functions))
+        bodies = called(piece.nodes, functions)
+        if self.widen and self.kept is None:
+            bodies = [self._function(body) for body in bodies]
+        model = ir.Model(graph, ir_version=IR_VERSION, functions=bodies)
         if self.clones:  # they read values of the graph that was cut, by the same names
             model = ir.from_proto(ir.to_proto(model))
             for clone in self.clones:
@@ -231,20 +245,67 @@ class _Assembly:
         wide = self._dtype(tensor.dtype)
         return tensor if wide == tensor.dtype else ir.Tensor(tensor.numpy().astype(wide.numpy()), dtype=wide)
 
-    def _node(self, node: ir.Node) -> ir.Node:
+    def _add(self, node: ir.Node) -> None:
+        inputs = [None if value is None else self.values[value] for value in node.inputs]
+        made = self._copied(node, inputs)
+        for old, new in zip(node.outputs, made.outputs, strict=True):
+            new.name = self._new(old)
+            self.values[old] = new
+
+    def _add_between_casts(self, node: ir.Node) -> None:
+        """The node in its own dtypes: what it reads is cast to them, and what it makes is cast back."""
+        facts = self.piece.facts
+        inputs = [value and self._cast(self.values[value], facts.dtype(value), value) for value in node.inputs]
+        made = self._copied(node, inputs)
+        for old, new in zip(node.outputs, made.outputs, strict=True):
+            name = self._new(old)
+            new.name = f"{name}:own"
+            self.values[old] = self._cast(new, self._dtype(facts.dtype(old)), old)
+            self.values[old].name = name
+
+    def _cast(self, made: ir.Value, to: ir.DataType | None, value: ir.Value) -> ir.Value:
+        """`made`, which stands for `value`, as `to`; as it is where its dtype is no other in the slice."""
+        if self.piece.facts.dtype(value) not in self.widen:
+            return made
+        self.nodes.append(ir.node("Cast", [made], {"to": to}))
+        self.nodes[-1].outputs[0].name = f"cast:{len(self.nodes)}"
+        return self.nodes[-1].outputs[0]
+
+    def _copied(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
         made = ir.Node(
             node.domain,
             node.op_type,
-            [None if value is None else self.values[value] for value in node.inputs],
+            inputs,
             [self._attribute(node, attribute) for attribute in node.attributes.values()],
             overload=node.overload,
             num_outputs=len(node.outputs),
             name=node.name,
         )
-        for old, new in zip(node.outputs, made.outputs, strict=True):
-            new.name = self._new(old)
-            self.values[old] = new
+        self.nodes.append(made)
         return made
+
+    def _function(self, function: ir.Function) -> ir.Function:
+        """The body of an operator that was fused before, computed in the wider dtypes as well."""
+        wide = function.clone()
+        for node in list(wide):
+            for output in node.outputs:
+                output.type = None  # the runtime infers it
+            for attribute in list(node.attributes.values()):
+                if not attribute.is_ref():
+                    node.attributes[attribute.name] = self._attribute(node, attribute)
+            if not node.attributes.keys().isdisjoint(("value_float", "value_floats")):
+                self._widen(node)
+        return wide
+
+    def _widen(self, constant: ir.Node) -> None:
+        """Let the readers of a float32 Constant, which may be one of the operator's attributes, read it widened."""
+        to = self.widen.get(ir.DataType.FLOAT)
+        if to is not None:
+            (value,) = constant.outputs
+            cast = ir.node("Cast", [value], {"to": to}, name=f"{value.name}/Cast")
+            value.replace_all_uses_with(cast.outputs[0])
+            cast.replace_input_with(0, value)
+            constant.graph.insert_after(constant, cast)
 
     def _attribute(self, node: ir.Node, attribute: ir.Attr) -> ir.Attr:
         if attribute.type == ir.AttributeType.GRAPH:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ ROUNDINGS = 64  # accepted where a fusion states no tolerance: some ten operator
 WIDEST = 1 << 27  # bytes of one intermediate up to which the old graph is run in the wider dtype too
 
 Arrays = dict[ir.Value, np.ndarray]
+Dtypes = Mapping[ir.DataType, ir.DataType]
+AS_THEY_ARE: Dtypes = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Trial:
             p for w in windows if w > 0 for p in (Point(1, 1, w + 3), Point(1, w + 3, 0)) if p.length <= LONGEST_PROMPT
         ]
         settled = [self.interface.settle(point) for point in (*POINTS, *beyond)]
-        possible = [p if p.batch > 1 else replace(p, padding="none") for p in settled if p.past >= 0]
+        possible = [p if p.batch > 1 else replace(p, padding="none") for p in settled if p.past >= 0 and p.length > 0]
         different = list(dict.fromkeys(possible))
         return different if len(different) > 1 else [*different, *(replace(p, sample=1) for p in different)]
 
@@ -97,9 +100,9 @@ class Trial:
         if old.reference is None and old.session is None:
             return Verdict(f"cannot be verified: before the rewrite, {old.refusal}")
         try:
-            sessions = {"as function bodies": self.session(self.after)}
+            sessions = {"as function bodies": self._new()}
             if self.verifier.library is not None:
-                sessions["with the library"] = self.session(self.after, library=self.verifier.library)
+                sessions["with the library"] = self._new(self.verifier.library)
         except UsageError as error:
             return Verdict(str(error))
         compared, worst, failure = 0, 0.0, ""
@@ -112,12 +115,12 @@ class Trial:
                 failure = first_line(error)
                 continue
             masked = any(self.verifier.roles.get(value) == "mask" for value in arrays)
-            for way, session in sessions.items():
+            for way, (session, wide) in sessions.items():
                 try:
-                    new = self.run(session, self.after, arrays)
+                    new = self.run(session, self.after, arrays, wide)
                 except Exception as error:
                     return Verdict(f"the new nodes fail at {point}, {way}: {first_line(error)}")
-                reason, found = self._compare(expected, new, point if masked else replace(point, padding="none"))
+                reason, found = self._compare(expected, new, wide, point if masked else replace(point, padding="none"))
                 worst = max(worst, found)
                 if reason is not None:
                     return Verdict(f"{reason} at {point}, {way}", compared, worst)
@@ -126,10 +129,27 @@ class Trial:
             return Verdict(f"cannot be verified: the old nodes run on no inputs of these shapes: {failure}")
         return Verdict(None, compared, worst)
 
-    def session(self, piece: Slice, widen: dict[ir.DataType, ir.DataType] | None = None, **options: object) -> Session:
+    def session(
+        self, piece: Slice, widen: Dtypes = AS_THEY_ARE, kept: str | None = None, library: Path | None = None
+    ) -> Session:
         """A session for one of the two slices, computed in wider dtypes where `widen` says so."""
-        model = piece.model(self.functions, widen or {}, self.shrinking.size)
-        return Session(model, provider=self.verifier.provider, **options)
+        model = piece.model(self.functions, widen, self.shrinking.size, kept)
+        return Session(model, provider=self.verifier.provider, library=library)
+
+    def _new(self, library: Path | None = None) -> tuple[Session, Dtypes]:
+        """A session for the new graph, and the wider dtypes that it computes in.
+
+        ONNX Runtime's CPU provider has few standard operators in bfloat16: where it lacks one, those are computed in
+        float32, and the project's own in bfloat16 all the same.
+        """
+        try:
+            return self.session(self.after, library=library), AS_THEY_ARE
+        except UsageError:
+            values = (*self.after.leaves, *self.after.outputs)
+            if all(self.facts.dtype(value) != ir.DataType.BFLOAT16 for value in values):
+                raise
+        halves = WIDENINGS[0]
+        return self.session(self.after, halves, kept=operators.OWN, library=library), halves
 
     def _sizes(self, point: Point) -> tuple[_Sizes, dict[str, np.ndarray]]:
         """What the symbols stand for at `point`, and a value for every input of the model."""
@@ -208,7 +228,7 @@ class Trial:
         session: Session,
         piece: Slice,
         arrays: Arrays,
-        wide: Mapping[ir.DataType, ir.DataType] = MappingProxyType({}),
+        wide: Dtypes = AS_THEY_ARE,
     ) -> list[np.ndarray]:
         """The outputs of a slice for the leaves' values."""
         feed = {}
@@ -218,13 +238,13 @@ class Trial:
         results = session.run(feed)
         return [results[name] for name in session.outputs]
 
-    def _compare(self, expected: _Expected, new: Sequence, point: Point) -> tuple[str | None, float]:
+    def _compare(self, expected: _Expected, new: Sequence, wide: Dtypes, point: Point) -> tuple[str | None, float]:
         """What is wrong with the outputs `new`, None if nothing is, and the largest difference."""
         worst = 0.0
         for index, value in enumerate(self.candidate.outputs):
             reference = expected.outputs[index]
             dtype = self.facts.dtype(value)
-            if dtype is not None and new[index].dtype != dtype.numpy():
+            if dtype is not None and new[index].dtype != wide.get(dtype, dtype).numpy():
                 return f"{value.name!r} was {operators.dtype_name(dtype)} and becomes {new[index].dtype}", np.inf
             counts = defined(reference.shape, point, self._token_axis(value))
             found = difference(reference, new[index], counts)
@@ -257,7 +277,7 @@ class _Old:
         self.refusal = ""
         self.reference, self._wide = self._widened()
 
-    def _widened(self) -> tuple[Session | None, dict[ir.DataType, ir.DataType]]:
+    def _widened(self) -> tuple[Session | None, Dtypes]:
         piece = self.trial.before
         dtypes = {piece.facts.dtype(value) for value in (*piece.leaves, *piece.outputs)}
         for widening in WIDENINGS:
@@ -265,8 +285,8 @@ class _Old:
                 try:
                     return self.trial.session(piece, widening), widening
                 except (UsageError, Unsliceable):
-                    return None, {}
-        return None, {}
+                    return None, AS_THEY_ARE
+        return None, AS_THEY_ARE
 
     @cached_property
     def session(self) -> Session | None:

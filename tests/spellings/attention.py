@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spellings import masks
-from spellings.draft import DTYPES, Value
+from spellings.draft import DTYPES, HALF, Value
 from spellings.masks import Mask, Place
 from spellings.sizes import evaluated, joined, merged
 from spellings.writer import Writer
@@ -84,7 +84,7 @@ def _one_operator(w: Writer, q: Value, k: Value, v: Value) -> Value:
         attributes["scale"] = scale * 2 if w.shifts_to("other_scale") else scale
     if w.fixed(True, *[False] * 5):
         attributes["softcap"] = 60.0 if w.shifts_to("other_cap") else 30.0
-    if q.dtype == "float16" and w.coin():
+    if q.dtype in HALF and w.coin():
         attributes["softmax_precision"] = DTYPES["float32"]
     if groups < heads and not inside and w.coin():
         k, v = (repeated(w, x, heads // groups) for x in (k, v))
@@ -273,7 +273,7 @@ def softmax(w: Writer, scores: Value, dtype: str) -> Value:
     """The weights [B, N, S, L]."""
     if w.mutates("sigmoid", "Attention"):
         return w.apply("Sigmoid", scores)
-    wide = w.cast(scores, "float32") if dtype == "float16" and w.coin(0.7) else scores
+    wide = w.cast(scores, "float32") if dtype in HALF and w.coin(0.7) else scores
     axis = -2 if w.mutates("softmax_axis", "Attention") else w.pick(-1, 3)
     in_steps = w.coin(0.1) and axis != -2
     weights = decomposed_softmax(w, wide) if in_steps else w.apply("Softmax", wide, axis=axis)

@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import helper
 
 from onnxfuse import session_options
+from spellings import functions
 from spellings.cases import Case
 from spellings.draft import DTYPES, Value
 from spellings.sizes import evaluated
@@ -36,8 +37,10 @@ def model(cases: Sequence[Case]) -> onnx.ModelProto:
         [tensor for w in writers for tensor in w.initializers],
     )
     (opset,) = {w.opset for w in writers}
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    domains = {"": opset, "com.microsoft": 1, functions.DOMAIN: 1}
+    opsets = [helper.make_opsetid(*domain) for domain in domains.items()]
+    parts = [function for w in writers for function in w.functions]
+    return helper.make_model(graph, opset_imports=opsets, functions=parts, ir_version=10)
 
 
 def _info(value: Value, open_sizes: bool = False) -> onnx.ValueInfoProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from spellings import attention, mlp, norms, rotary
+from spellings import attention, functions, mlp, norms, rotary
 from spellings.writer import Writer
 
 STATIC = {"B": 2, "S": 5, "P": 6}
@@ -42,13 +42,14 @@ class Case:
         return any(fused[operator] for operator in self.writer.forbidden)
 
 
-def case(family: str, seed: int, opset: int, mutation: str | None = None) -> Case:
-    """The case of that number; everything random in it follows from `seed`."""
+def case(family: str, seed: int, opset: int, mutation: str | None = None, dtype: str | None = None) -> Case:
+    """The case of that number; everything random in it follows from `seed`, the dtype too where none is given."""
     w = Writer(seed, opset, prefix=f"{family}_{seed}_{mutation}/", mutation=mutation)
-    w.dtype = w.fixed("float16", "float32", "float32")
+    w.dtype = w.fixed(*[dtype] * 3) if dtype else w.fixed("float16", "float32", "float32")
     sizes = w.fixed(STATIC, {name: name for name in STATIC})
     w.b, w.s, w.p = sizes["B"], sizes["S"], sizes["P"]
     expected = FAMILIES[family](w)
+    functions.outlined(w)
     return Case(family, seed, mutation, w, expected)
 
 

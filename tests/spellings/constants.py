@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 if TYPE_CHECKING:
     from spellings.draft import Draft, Value
 
+WIDER = {"float16": "float32", "bfloat16": "float32", "float32": "float64", "int64": "int32", "bool": "int64"}
 DEPTH = 2  # computed forms inside computed forms
 
 
@@ -41,8 +42,7 @@ def behind_identity(w: Draft, array: np.ndarray, depth: int) -> Value:
 
 def converted(w: Draft, array: np.ndarray, depth: int) -> Value:
     """From a wider dtype."""
-    wider = {"float16": "float32", "float32": "float64", "int64": "int32", "bool": "int64"}[array.dtype.name]
-    source = written(w, array.astype(wider), depth)
+    source = written(w, array.astype(WIDER[array.dtype.name]), depth)
     to = helper.np_dtype_to_tensor_dtype(array.dtype)
     return w.node("Cast", source, shape=array.shape, dtype=array.dtype.name, to=to)
 
@@ -91,7 +91,7 @@ def sliced(w: Draft, array: np.ndarray, depth: int) -> Value:
 
 COMPUTED = {  # the computed forms, and which arrays they can make
     behind_identity: lambda a: True,
-    converted: lambda a: a.dtype.name in ("float16", "float32", "int64", "bool") and abs(a.astype(float)).max() < 2**31,
+    converted: lambda a: a.dtype.name in WIDER and abs(a.astype(float)).max() < 2**31,
     unsqueezed: lambda a: a.ndim > 0 and a.shape[0] == 1,
     reshaped: lambda a: True,
     transposed: lambda a: a.ndim == 2,

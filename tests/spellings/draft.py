@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import ml_dtypes  # noqa: F401  makes numpy know bfloat16
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -16,13 +17,15 @@ from spellings.sizes import Dim
 DTYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
     "float64": onnx.TensorProto.DOUBLE,
     "int64": onnx.TensorProto.INT64,
     "int32": onnx.TensorProto.INT32,
     "bool": onnx.TensorProto.BOOL,
 }
 MICROSOFT = {"QuickGelu", "SkipSimplifiedLayerNormalization"}
-FLOATING = ("float32", "float16")
+HALF = ("float16", "bfloat16")
+FLOATING = ("float32", *HALF)
 TO_THE_END = (2**63 - 1, 2**31 - 1)  # what exporters write for the end of an axis
 
 
@@ -54,6 +57,7 @@ class Draft:
     mutation: str | None = None
     noise: float = 0.04
     nodes: list[onnx.NodeProto] = field(default_factory=list)
+    functions: list[onnx.FunctionProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
@@ -182,7 +186,7 @@ class Draft:
             return self.node("Dropout", value, ratio, *([off] if self.coin() else []), shape=shape)
         if kind == "Cast":
             return self.node("Cast", value, shape=shape, to=DTYPES[dtype])
-        if kind == "Up" and dtype == "float16":
+        if kind == "Up" and dtype in HALF:
             wide = self.node("Cast", value, shape=shape, dtype="float32", to=DTYPES["float32"])
             return self.node("Cast", wide, shape=shape, dtype=dtype, to=DTYPES[dtype])
         if kind == "Reshape" and value.rank:

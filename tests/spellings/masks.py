@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from spellings.draft import DTYPES, Value
@@ -40,7 +41,7 @@ class Mask:
 
 def hidden_number(w: Writer) -> float:
     """What exporters add to, or put in place of, a hidden score."""
-    least = float(np.finfo(w.dtype).min)
+    least = float(ml_dtypes.finfo(np.dtype(w.dtype)).min)
     return w.pick(-np.inf, least, least, -1e4, *([-1e9] if w.dtype == "float32" else []))
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from spellings.draft import Value
+from spellings.draft import HALF, Value
 from spellings.writer import Writer
 
 PRODUCTS = ("SwiGLU", "GatedMLP")
@@ -24,7 +24,7 @@ def swiglu(w: Writer) -> dict[str, int]:
 
 def gated(w: Writer, gate: Value, up: Value, activation) -> Value:
     """activation(gate) * up, in float32 for a float16 graph now and then."""
-    wide = gate.dtype == "float16" and w.coin(0.2)
+    wide = gate.dtype in HALF and w.coin(0.2)
     dtype = gate.dtype
     act = activation(w, w.cast(gate, "float32") if wide else gate)
     if dtype == "float32" and w.mutates("rounded", *PRODUCTS):

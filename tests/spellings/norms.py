@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spellings.draft import Value
+from spellings.draft import HALF, Value
 from spellings.sizes import Dim
 from spellings.writer import Writer
 
@@ -65,7 +65,7 @@ def normed(w: Writer, x: Value, weight: np.ndarray) -> Value:
     size, dtype = x.shape[-1], x.dtype
     if w.coin(0.12):
         return _one_operator(w, x, weight)
-    wide = dtype == "float16" and w.coin(0.8)
+    wide = dtype in HALF and w.coin(0.8)
     h = w.cast(x, "float32") if wide or w.coin(0.2) else x
     rms = _Root(w, h)
     scale = _weight(w, weight, h.rank, h.dtype if w.coin(0.3) else dtype)

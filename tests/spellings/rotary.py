@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spellings.draft import Value
+from spellings.draft import HALF, Value
 from spellings.writer import Writer
 
 
@@ -158,7 +158,7 @@ def rotated_part(w: Writer, x: Value, size: int, axis: int, *, interleaved: bool
     head, tail = (x, None)
     if size < x.shape[-1]:
         head, tail = w.split(x, -1, [size, x.shape[-1] - size])
-    wide = x.dtype == "float16" and w.coin(0.25)
+    wide = x.dtype in HALF and w.coin(0.25)
     cos, sin = (w.unsqueeze(t, axis) for t in (made.cos, made.sin))
     if wide:
         head, cos, sin = (w.cast(v, "float32") for v in (head, cos, sin))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-COLUMNS = ("spellings", "fused", "mutations", "refused by matching", "by verification", "shifts", "right")
+COLUMNS = ("spellings", "fused", "bfloat16", "mutations", "refused by matching", "by verification", "shifts", "right")
 
 
 def lines(reporter) -> list[str]:
