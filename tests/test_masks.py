@@ -46,3 +46,24 @@ def test_caches_of_all_layers_are_equally_long(first: str, expected: Mask | None
     batch, queries = facts.shape(facts.model.graph.inputs[0])
     keys = queries + facts.shape(facts.model.graph.inputs[2])[2]
     assert recognise(named(facts.model, "y"), (batch, queries, keys), facts) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16"])
+def test_a_mask_is_recognised_in_every_dtype(dtype: str):
+    """ONNX Runtime's CPU provider has no Where in bfloat16."""
+    body = BODY.replace(
+        "whole = Where(seen, zero, least)",
+        "kept = CastLike(zero, w) low = CastLike(least, w)whole = Where(seen, kept, low)",
+    ).replace("least", "hidden")
+    constants = CONSTANTS.replace("-3.4e38", "-1e4").replace("least", "hidden")
+    facts = Facts(
+        model_of(
+            body,
+            f"int64[b, s] tokens, float[b, 4, past, 16] first, float[b, 4, past, 16] past, {dtype} w",
+            f"{dtype}[u, v, k, z] y",
+            constants,
+        )
+    )
+    batch, queries = facts.shape(facts.model.graph.inputs[0])
+    keys = queries + facts.shape(facts.model.graph.inputs[2])[2]
+    assert recognise(named(facts.model, "y"), (batch, queries, keys), facts) == Mask(causal=True)
