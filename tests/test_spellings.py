@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import pytest
-from spellings import batch
+from spellings import batch, faults
 from spellings.cases import FAMILIES, OPSETS, Case, case, labelled
 
 import onnxfuse
@@ -120,6 +120,27 @@ def test_right_fusions_pass_verification(chosen):
     cases = [*map(labelled, some), *in_bfloat16(some)]
     found = {c: batch.fused(fused([c], verify="match"), [c])[0] for c in cases}
     assert not {f"{c.label} {c.writer.dtype}": dict(found[c]) for c in cases if found[c] != c.expected}
+
+
+@each
+def test_wrong_rewrites_are_refused_by_verification(chosen, monkeypatch, record_property):
+    """What the mutations cannot show, as no pattern matches them."""
+    tried, accepted = 0, []
+    for label in chosen.labels[:VERIFIED]:
+        made = labelled(label)
+        operator = next(iter(made.expected))
+        for name, fault in faults.shuffled(operator, label):
+            broken = faults.break_rewrites(operator, fault, monkeypatch)
+            kept = batch.fused(fused([made], verify="match"), [made])[0][operator]
+            monkeypatch.undo()
+            if broken:
+                tried += 1
+                accepted += [f"{label} {name}"] if kept else []
+                break
+    record_property("family", chosen.family)
+    record_property("wrong rewrites", tried)
+    record_property("refused", tried - len(accepted))
+    assert not accepted
 
 
 @each
