@@ -43,7 +43,7 @@ class Explanation:
             f"{len(self.of(kind))} {word}"
             for kind, word in ((Fused, "fused"), (Refused, "refused"), (NearMiss, "near"))
         ]
-        line = Text(f"{self.fusion.name:<30}", style="bold")
+        line = Text(f"{self.fusion.name:<32}", style="bold")
         line.append("  ".join(counts) if self.events else "never matched", style="" if self.events else "dim")
         line.append(f"  {where_text(self.fusion.location)}", style="dim")
         console.print(line)
