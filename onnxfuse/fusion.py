@@ -65,6 +65,7 @@ class Fusion:
         self._check_roots()
         self.size = len(frozenset().union(*(root.mandatory for root in self.roots)))
         self.heads = self.roots[0].heads
+        self.operators = frozenset().union(*(part.heads for part in walk(*self.roots) if isinstance(part, Out)))
         self.height = max(max(distances(root).values()) for root in self.roots)
         self.captures = {part.name: part for part in walk(*self.roots) if isinstance(part, Input)}
         self.words = self._words()

@@ -110,21 +110,26 @@ class _Run:
             self.missed += near_misses(fusion, places, aligner, self.explained[fusion.name])
 
     def stage(self, fusions: Sequence[Fusion]) -> None:
-        """Try every fusion at every node, then again around what changed, until nothing does."""
-        reach = max(fusion.height for fusion in fusions)
+        """Try every fusion at every node, then again around what changed, until nothing does.
+
+        A pattern without any of the new operators sees nothing new.
+        """
         anchors = self.order.consumers_first()
         present: set[operators.OpId] = set()
-        while anchors:
+        tried = fusions
+        while tried:
             places = Places(anchors)
             present |= places.operators
             changed: list[ir.Node] = []
-            for fusion in fusions:
+            for fusion in tried:
                 for node in places.of(fusion.heads_among(present)):
                     if node.graph is not None:
                         made = self.attempt(fusion, node)
                         changed.extend(made)
                         present.update((new.domain, new.op_type) for new in made)
-            anchors = self._around(changed, reach)
+            new_operators = {(node.domain, node.op_type) for node in changed}
+            tried = [fusion for fusion in fusions if fusion.operators & new_operators]
+            anchors = self._around(changed, max((fusion.height for fusion in tried), default=0))
 
     def _around(self, changed: Sequence[ir.Node], reach: int) -> list[ir.Node]:
         """What `changed` may have made match: itself and its users as far as a pattern is high."""

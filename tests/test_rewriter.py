@@ -202,6 +202,19 @@ class TestOrder:
         run(model, far, second, first)
         assert operators(model) == ["Far"]
 
+    @pytest.mark.parametrize(("after", "looks"), [("Tanh", 1), ("Exp", 2)])
+    def test_a_pattern_that_has_none_of_the_new_operators_is_not_tried_again(self, after, looks):
+        seen = []
+
+        def reads(value, facts):
+            seen.append(value)
+            return False
+
+        watching = fusing(lambda x=tensor(): getattr(op, after)(op.Relu(x).where(reads, "no")), lambda new, m: m.x)
+        renamed = fusing(lambda x=tensor(): op.Neg(x), lambda new, m: new.onnx.Exp(m.x))
+        run(model_of(f"a = Neg(x) b = Relu(a) y = {after}(b)"), watching, renamed, explain=False)
+        assert len(seen) == looks
+
     def test_fusions_that_undo_each_other_are_named(self):
         there = fusing(lambda x=tensor(): op.Neg(x), lambda new, m: new.onnx.Abs(m.x))
         back = fusing(lambda x=tensor(): op.Abs(x), lambda new, m: new.onnx.Neg(m.x))
