@@ -54,7 +54,7 @@ class Entry:
             if path.exists():
                 with np.load(path) as arrays:
                     parts = {key: array for key, array in arrays.items()}
-                return _of("in:", parts), _of("out:", parts)
+                return _of("in:", parts), _of("out:", parts) or None
         return self._random_inputs(), None
 
     def _random_inputs(self) -> Arrays:

@@ -64,6 +64,8 @@ class Session:
         if providers[0] not in ort.get_available_providers():
             offered = ", ".join(ort.get_available_providers())
             raise UsageError(f"this ONNX Runtime has no {providers[0]}: it offers {offered}")
+        if provider == "cuda" and not optimised:  # a proof that float32 products are equal needs all their bits
+            providers = [(providers[0], {"use_tf32": "0"}), *providers[1:]]
         options = ort.SessionOptions()
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
