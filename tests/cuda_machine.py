@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
 import onnx
@@ -27,3 +28,14 @@ def lacks() -> str:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CUDA])
     return "" if CUDA in session.get_providers() else "the CUDA execution provider does not start on this machine"
+
+
+@functools.cache
+def devices() -> int:
+    """How many GPUs the driver has; none without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
