@@ -11,7 +11,16 @@ import numpy as np
 import onnxruntime
 import pytest
 from test_attention_op import random_case
-from test_every_op import CASES, REFUSED, check, expected, kernel_model, model_of_all
+from test_every_op import (
+    CASES,
+    REFUSED,
+    body_model,
+    check,
+    expected,
+    kernel_model,
+    model_of_all,
+    one_case_of_each_body,
+)
 
 import onnxfuse
 from onnxfuse.custom_ops.attention.cases import padding, shared
@@ -53,6 +62,20 @@ def test_cuda_kernels_agree_when_all_cases_are_one_model(operator: str) -> None:
     results = iter(onnxfuse.session(model, providers=[CUDA]).run(None, inputs))
     for case in cases:
         check(case, [next(results) for _ in case.made], expected(operator, case), more=case.cuda_absolute)
+
+
+def bodies() -> list[tuple[str, Case]]:
+    """A case of each function body, and all where attention has a mask, which may hide every key from a query."""
+    masked = [entry for entry in CASES if entry[1].inputs.get("attention_mask") is not None]
+    return [entry for entry in one_case_of_each_body() if entry not in masked] + masked
+
+
+@pytest.mark.parametrize(("operator", "case"), bodies(), ids=str)
+def test_body_on_cuda_agrees_with_the_reference(operator: str, case: Case) -> None:
+    want = expected(operator, case)
+    exact = (CUDA, {"use_tf32": "0"})  # products of float32 in float32
+    session = onnxfuse.session(body_model(operator, case, 18, want), providers=[exact, "CPUExecutionProvider"], ops=[])
+    check(case, session.run(None, feed(case)), want, more=case.body_absolute)
 
 
 IN_THE_MASK = "shows keys up to"  # which only the device can read

@@ -71,8 +71,10 @@ def function(
         scores = op.Where(visible, scores, op.constant(-math.inf))
     weights = op.Softmax(scores, axis=-1)
     if visible is not None or bias is not None:
-        # Softmax of nothing but -infinity is NaN, a query that sees no key has weights of 0.
-        blind = op.Equal(op.reduce("ReduceMax", scores, axis=-1), op.constant(-math.inf))
+        # Softmax of nothing but -infinity is NaN, a query that sees no key has weights of 0. The largest of the scores
+        # would not tell: ONNX Runtime's ReduceMax of infinities is finite on CUDA.
+        hidden = op.Cast(op.Equal(scores, op.constant(-math.inf)), to=ir.DataType.FLOAT)
+        blind = op.Equal(op.reduce("ReduceMin", hidden, axis=-1), op.constant(1.0))
         weights = op.Where(blind, op.constant(0.0), weights)
     values_size = dim(op, values, 3)
     y = op.MatMul(stack(weights, keys_count), wide(op, values, v))
