@@ -2,8 +2,8 @@
 # kernel runs, so the library loads on any machine.
 set(ONNXFUSE_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO (where nvcc is found), ON (required) or OFF")
 set_property(CACHE ONNXFUSE_CUDA PROPERTY STRINGS AUTO ON OFF)
-# A GPU of compute capability 8.6 or 8.9 runs the code for 8.0; one newer than 9.0 compiles the PTX when it is first used.
-set(ONNXFUSE_CUDA_ARCHITECTURES "80-real;90a-real;80-virtual" CACHE STRING
+# A GPU newer than compute capability 9.0 compiles the PTX when it is first used.
+set(ONNXFUSE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real;80-virtual" CACHE STRING
   "What to compile the CUDA kernels for, as CMake's CUDA_ARCHITECTURES")
 set(oldest_nvcc 12.0)  # the first that knows compute capability 9.0a
 
