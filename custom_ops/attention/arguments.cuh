@@ -1,6 +1,8 @@
 // What the CUDA kernels of Attention take, and what they share: which keys are visible, and scores.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/attention.h"
 #include "common/device.cuh"
 
@@ -21,6 +23,13 @@ struct Mask {
 
   // Whether there is no mask, or it shows key j of batch b.
   __device__ bool shows(int64_t b, int j) const { return of_batch(b).shows_first(j); }
+
+  // What the first batch has for key j, to be compared with zero once it is there. Not without a mask.
+  __device__ uint2 raw_first(int j) const {
+    if (bytes == 8) return static_cast<const uint2*>(data)[j];
+    if (bytes == 4) return {static_cast<const uint32_t*>(data)[j], 0};
+    return {static_cast<const uint8_t*>(data)[j], 0};
+  }
 
   // The mask of batch b, as that of the first one.
   __device__ Mask of_batch(int64_t b) const {
@@ -73,7 +82,7 @@ __device__ inline T* row_of(const Rows<T>& rows, int64_t b, int64_t h, int64_t r
 }
 
 // kN features of a row from `feature` on, rotated by the tables of position i of batch b. Features of a pair are either
-// among these, or kN neighbours of them are.
+// among these, or kN neighbours of them are; the tables are aligned as vectors.
 template <int kN, typename T>
 __device__ inline void load_rotated(const Rotary& rotary, const T* row, int feature, int64_t b, int i,
                                     float (&values)[kN]) {
@@ -82,24 +91,37 @@ __device__ inline void load_rotated(const Rotary& rotary, const T* row, int feat
   const int half = rotary.size / 2;
   const bool whole = rotary.width == rotary.size, first = feature < half;
   const int64_t table = b * rotary.batch + static_cast<int64_t>(i) * rotary.width;
-  const auto entry = [&](const void* from, int at) {
-    return rotary.wide ? static_cast<const float*>(from)[table + at] : widen(static_cast<const T*>(from)[table + at]);
+  float others[kN], c[kN], s[kN];
+  const auto load_entries = [&](auto count, int64_t at) {
+    constexpr int kCount = decltype(count)::value;
+    float (&cosines)[kCount] = reinterpret_cast<float (&)[kCount]>(c),
+          (&sines)[kCount] = reinterpret_cast<float (&)[kCount]>(s);
+    if (rotary.wide) {
+      onnxfuse::cuda::load<kCount>(static_cast<const float*>(rotary.cos) + at, cosines);
+      onnxfuse::cuda::load<kCount>(static_cast<const float*>(rotary.sin) + at, sines);
+    } else {
+      onnxfuse::cuda::load<kCount>(static_cast<const T*>(rotary.cos) + at, cosines);
+      onnxfuse::cuda::load<kCount>(static_cast<const T*>(rotary.sin) + at, sines);
+    }
   };
-  float others[kN];
   if (rotary.interleaved) {
 #pragma unroll
     for (int j = 0; j < kN; ++j) others[j] = j % 2 == 0 ? -values[j + 1] : values[j - 1];
+    if (whole) {
+      load_entries(std::integral_constant<int, kN>{}, table + feature);
+    } else {
+      load_entries(std::integral_constant<int, kN / 2>{}, table + feature / 2);
+#pragma unroll
+      for (int j = kN - 1; j > 0; --j) c[j] = c[j / 2], s[j] = s[j / 2];
+    }
   } else {
     onnxfuse::cuda::load<kN>(row + (first ? feature + half : feature - half), others);
 #pragma unroll
     for (int j = 0; j < kN; ++j) others[j] = first ? -others[j] : others[j];
+    load_entries(std::integral_constant<int, kN>{}, table + (whole || first ? feature : feature - half));
   }
 #pragma unroll
-  for (int j = 0; j < kN; ++j) {
-    const int of_pair = rotary.interleaved ? (feature + j) / 2 : first ? feature + j : feature - half + j;
-    const int at = whole ? feature + j : of_pair;
-    values[j] = values[j] * entry(rotary.cos, at) + others[j] * entry(rotary.sin, at);
-  }
+  for (int j = 0; j < kN; ++j) values[j] = values[j] * c[j] + others[j] * s[j];
 }
 
 // The rows of one head of the keys or values: of the past, and new ones.

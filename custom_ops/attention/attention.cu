@@ -1,5 +1,6 @@
 #include "attention/any_rows.cuh"
 #include "attention/attention.h"
+#include "attention/eight_rows.h"
 #include "attention/few_rows.cuh"
 #include "attention/hopper_rows.h"
 #include "attention/many_rows.cuh"
@@ -53,7 +54,7 @@ class Attention : public AttentionNode<T> {
 
     constexpr int64_t kMost = 0x7fffffff;
     require(p.rows() < kMost && present < kMost && p.fresh + buffer < kMost && p.heads * p.key.size < kMost &&
-                p.heads * p.value.size < kMost,
+                p.heads * p.value.size < kMost && a.mask.length * p.batch < kMost,
             "the tensors are larger than the CUDA kernel can count");
 
     const cuda::Stream stream(context);
@@ -61,18 +62,21 @@ class Attention : public AttentionNode<T> {
     const bool rotates_first = rotation && !set_rotary(*rotation, &a);
     const cuda::DeviceScratch rotated(context, memory_, rotates_first ? rotated_bytes(*rotation) : 0);
     if (rotates_first) rotate(stream, *rotation, rotated.template at<T>(0), &p);
-    const cuda::DeviceScratch past(context, memory_, this->shared_ ? sizeof(int) : 0);
+    const bool attends = p.queries > 0 && p.value.size > 0;
+    const bool needs_length = this->shared_ && !(attends && finds_length(a));
+    const cuda::DeviceScratch past(context, memory_, needs_length ? sizeof(int) : 0);
     if (this->shared_) {
       fill(stream, buffer, p, &p.key);
       fill(stream, buffer, p, &p.value);
-      a.past = past.at<int>(0);
-      stream.launch_early("Attention's length", attention::cuda::attention_cuda_past<T>, 1,
-                          attention::cuda::kPastThreads, 0, a, past.at<int>(0));
     } else {
       a.moves_key = p.key.moves();
       a.moves_value = p.value.moves();
     }
-    const bool attends = p.queries > 0 && p.value.size > 0;
+    if (needs_length) {
+      a.past = past.at<int>(0);
+      stream.launch_early("Attention's length", attention::cuda::attention_cuda_past<T>, 1,
+                          attention::cuda::kPastThreads, 0, a, past.at<int>(0));
+    }
     a.copies = attends && (has_few_rows(p) || (has_vectors(p) && is_for_hopper() && p.window <= 0));
     if (!a.copies) copy(stream, a);
     if (attends) attend(context, stream, &a);
@@ -85,7 +89,9 @@ class Attention : public AttentionNode<T> {
   static bool set_rotary(const Rotation& rotation, Arguments<T>* a) {
     const RotaryLayout& layout = rotation.q;
     const int64_t unit = cuda::kLanes<T> * (layout.interleaved ? 1 : 2);  // pairs keep to vectors
-    if (!has_few_rows(a->problem) || layout.rotary_dim % unit != 0) return false;
+    const bool fits = has_few_rows(a->problem) && a->problem.fresh <= kFewRows && layout.rotary_dim % unit == 0 &&
+                      is_aligned(rotation.cos.data) && is_aligned(rotation.sin.data);
+    if (!fits) return false;
     a->rotary = {rotation.cos.data,
                  rotation.sin.data,
                  rotation.cos.dtype == DType::kFloat32,
@@ -123,6 +129,12 @@ class Attention : public AttentionNode<T> {
 
   // Whether reading the cache is what takes the time, and the kernel for that can do it.
   static bool has_few_rows(const Problem<T>& p) { return has_vectors(p) && p.rows() <= kFewRows; }
+
+  // Whether the kernel looks into the mask of a shared cache by itself, as each of its clusters then does.
+  static bool finds_length(const Arguments<T>& a) {
+    constexpr int64_t kMost = 16 << 10;
+    return sizeof(T) == 2 && has_few_rows(a.problem) && a.problem.batch * a.mask.length <= kMost;
+  }
 
   static int bytes_of(DType dtype) { return dtype == DType::kInt64 ? 8 : dtype == DType::kInt32 ? 4 : 1; }
 
@@ -172,17 +184,25 @@ class Attention : public AttentionNode<T> {
   void attend(const Context& context, const cuda::Stream& stream, Arguments<T>* a) const {
     namespace kernels = attention::cuda;
     const Problem<T>& p = a->problem;
-    const int64_t rows = p.rows();
-    if (has_few_rows(p)) {
+    if constexpr (sizeof(T) == 2) {
+      if (has_few_rows(p)) {
+        plane(p.batch);
+        plane(p.kv_heads);
+        a->parts.count = 1;
+        if (cuda::can_start_early()) return kernels::attend_eight_rows(stream, *a);
+        return attend_in_parts(context, stream, a, kernels::kEightRows,
+                               [&](dim3) { kernels::attend_eight_rows(stream, *a); });
+      }
+    } else if (has_few_rows(p)) {
       const int lanes = kernels::few_rows_lanes<T>(std::max(p.key.size, p.value.size));
       const auto launch = [&](auto kernel, int64_t rows_of_block, int64_t bytes) {
         attend_in_parts(context, stream, a, rows_of_block, [&](dim3 grid) {
           stream.launch_early("Attention", kernel, grid, kernels::kFewThreads, static_cast<size_t>(bytes), *a, lanes);
         });
       };
-      if (rows == 1) {
+      if (p.rows() == 1) {
         launch(kernels::attention_cuda_few_rows<T, 1>, 1, kernels::few_rows_bytes<T, 1>(lanes));
-      } else if (rows <= 4) {
+      } else if (p.rows() <= 4) {
         launch(kernels::attention_cuda_few_rows<T, 4>, 4, kernels::few_rows_bytes<T, 4>(lanes));
       } else {
         launch(kernels::attention_cuda_few_rows<T, 8>, 8, kernels::few_rows_bytes<T, 8>(lanes));

@@ -206,6 +206,24 @@ def cases() -> Iterator[Case]:
         yield case(new=new, heads=(2, 2), size=128, dtype="float16")
         yield case(new=new, past=128, heads=(7, 1), size=64, dtype="float16")
 
+    # Up to eight rows of 16-bit numbers on CUDA: tiles of 16 keys, dealt to warps and blocks.
+    for dtype in ("float16", "bfloat16"):
+        few = {"heads": (8, 2), "dtype": dtype}
+        for size in (64, 80, 96, 128, 256):
+            yield case(batch=2, new=1, past=300, size=size, mask=padding("holes", 2, 301), **few)
+            yield shared(batch=3, length=290, room=320, new=2, mask="right", size=size, rotary=Rotary(size), **few)
+        yield case(batch=2, new=3, past=140, size=128, value_size=64, window=33, softcap=3.0, **few)
+        yield case(new=1, past=700, size=64, bias=Random((1, 8, 1, 701), scale=2.0), **few)
+        yield case(new=1, past=700, size=128, window=90, past_rows=1, **few)
+        yield case(new=300, queries=1, size=128, causal=0, **few)
+        yield shared(batch=1, length=900, room=1000, new=1, size=128, window=100, rotary=Rotary(128), **few)
+        yield shared(batch=2, length=70, room=90, new=1, mask="blind", size=64, **few)
+        yield shared(batch=9, length=2000, room=2048, new=1, mask="left", size=64, heads=(4, 1), dtype=dtype)
+        yield shared(batch=1, length=40, room=64, new=16, size=32, heads=(2, 2), dtype=dtype, rotary=Rotary(32))
+    for past in (0, 15, 16, 17, 63, 64, 511, 512, 513, 1024):
+        yield case(new=1, past=past, heads=(2, 2), size=128, dtype="float16")
+        yield shared(batch=1, length=past + 1, room=1100, new=1, heads=(16, 2), size=64, dtype="float16")
+
     for dtype, table, interleaved in product(EPSILON, (None, "float32"), (0, 1)):
         options = {"dtype": dtype, "heads": (4, 2), "interleaved": interleaved}
         for whole in (False, True):

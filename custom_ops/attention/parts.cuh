@@ -1,7 +1,7 @@
 // What goes with the products: the length of the cache, adding up the parts of a row, and writing the cache.
 #pragma once
 
-#include "attention/arguments.cuh"
+#include "attention/last_shown.cuh"
 #include "common/early_start.cuh"
 
 namespace onnxfuse::attention::cuda {
@@ -76,15 +76,8 @@ __global__ void __launch_bounds__(kPastThreads) attention_cuda_past(Arguments<T>
   onnxfuse::cuda::wait_for_previous();
   if (threadIdx.x == 0) last = -1;
   __syncthreads();
-  int found = -1;
-  const int length = static_cast<int>(a.mask.length);
-  for (int64_t b = 0; b < a.problem.batch; ++b) {
-#pragma unroll 4
-    for (int j = threadIdx.x; j < length; j += kPastThreads) {
-      if (a.mask.shows(b, j)) found = max(found, j);
-    }
-  }
-  found = __reduce_max_sync(0xffffffff, found);
+  constexpr int kDeep = 8;
+  const int found = __reduce_max_sync(0xffffffff, LastShown<kDeep>(a.mask, static_cast<int>(a.problem.batch)).find());
   if (threadIdx.x % kWarp == 0) atomicMax(&last, found);
   __syncthreads();
   if (threadIdx.x > 0) return;

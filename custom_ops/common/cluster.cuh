@@ -21,6 +21,13 @@ __device__ inline int cluster_rank() {
   return rank;
 }
 
+// The first step of a barrier that orders no stores: once wait_for_cluster() returns, all blocks of the cluster run.
+__device__ inline void enter_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 // A barrier of all threads of the cluster, in two steps. What was stored before the first is seen after the second.
 __device__ inline void arrive_at_cluster() {
 #if __CUDA_ARCH__ >= 900
@@ -42,5 +49,77 @@ __device__ inline void store_in_first(float* to, float value) {
                : "memory");
 #endif
 }
+
+// A barrier in shared memory, made for one thread, gets its arrival and waits for so many bytes of copy_bulk, too.
+__device__ inline void arrive_expecting(uint64_t* barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Copies bytes, a multiple of 16, to shared memory.
+__device__ inline void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+#endif
+}
+
+// Numbers that blocks of a cluster send to each other: stores to the shared memory of a block, whose bytes a barrier
+// there counts. A block without others sends to itself.
+class Mail {
+ public:
+  __device__ explicit Mail(uint64_t* barrier) : barrier_(barrier), alone_(cluster_size() == 1) {}
+
+  // One thread tells how many bytes the block will get, before enter_cluster().
+  __device__ void expect(uint32_t bytes) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "mbarrier.init.shared::cta.b64 [%0], 1;\n"
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"
+        "fence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier_)),
+        "r"(bytes)
+        : "memory");
+#endif
+  }
+
+  // Stores to the place that `to`, in shared memory, has in a block of the cluster, which has to be running.
+  template <typename V>
+  __device__ void send(int block, V* to, V value) const {
+    static_assert(sizeof(V) == 4);
+    if (alone_) {
+      *to = value;
+      return;
+    }
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .u32 place, barrier;\n"
+        "mapa.shared::cluster.u32 place, %0, %2;\n"
+        "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [place], %3, [barrier]; }" ::"r"(shared_address(to)),
+        "r"(shared_address(barrier_)), "r"(block), "r"(reinterpret_cast<const uint32_t&>(value))
+        : "memory");
+#endif
+  }
+
+  // Waits until all has come. For all threads of the block.
+  __device__ void wait() const {
+    if (alone_) return __syncthreads();
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+        "@!done bra again; }" ::"r"(shared_address(barrier_))
+        : "memory");
+#endif
+  }
+
+ private:
+  uint64_t* barrier_;
+  bool alone_;
+};
 
 }  // namespace onnxfuse::cuda

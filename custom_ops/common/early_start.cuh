@@ -17,12 +17,13 @@ __device__ inline void let_next_start() {
 #endif
 }
 
-// 16 bytes that are read once, not before the code that stands before this.
+// 16 bytes that are read once, not before the code that stands before this. kOffset: bytes from p on.
+template <int kOffset = 0>
 __device__ inline uint4 load_once(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p)
+               : "l"(p), "n"(kOffset)
                : "memory");
   return v;
 }

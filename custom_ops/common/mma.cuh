@@ -18,6 +18,12 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool reads) {
 __device__ inline void copy_async(void* to, const void* from, bool reads) {
   copy_async(shared_address(to), from, reads);
 }
+// 4 or 8 bytes.
+template <int kBytes>
+__device__ inline void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
+               : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kPending of the latest commits are under way.
 template <int kPending>
@@ -57,6 +63,10 @@ __device__ inline void multiply_add<BFloat16>(float (&c)[4], const uint32_t (&a)
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// The lower or upper halves of two registers in one.
+__device__ inline uint32_t lower_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+__device__ inline uint32_t upper_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
 // Two neighbours in one register, the first in the lower half.
 template <typename T>

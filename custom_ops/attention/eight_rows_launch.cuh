@@ -1,0 +1,48 @@
+// The host's side of eight_rows.cuh.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "attention/eight_rows.cuh"
+
+namespace onnxfuse::attention::cuda {
+
+template <typename T>
+void launch_eight_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>& a) {
+  using onnxfuse::cuda::device_attribute;
+  const Problem<T>& p = a.problem;
+  const bool has_clusters = onnxfuse::cuda::can_start_early();
+  const int64_t row_tiles = divide_up(p.rows(), kEightRows), units = p.batch * p.kv_heads * row_tiles;
+  const int64_t keys = a.room > 0 ? std::min(a.room, a.mask.length) : p.keys();
+  const int count = static_cast<int>(std::min<int64_t>(p.rows(), kEightRows));
+  const bool is_plain = p.softcap <= 0 && p.bias.single == nullptr && p.bias.narrow == nullptr;
+  const auto launch = [&](auto most) {
+    constexpr int kSize = decltype(most)::value;
+    EightRows shape{1, static_cast<int>(p.group()), static_cast<int>(p.rows())};
+    const int64_t room = kEightBlocks<kSize> * device_attribute(cudaDevAttrMultiProcessorCount);
+    while (has_clusters && shape.slices < kMostSlices && 2 * shape.slices * units <= room &&
+           shape.slices * kEightWarps * kTileKeys < keys) {
+      shape.slices *= 2;
+    }
+    const int value_size = static_cast<int>(p.value.size);
+    const int bytes = first_bytes<T, kSize>(count, value_size) + shape.slices * partial_bytes(count, value_size);
+    const dim3 grid(onnxfuse::cuda::blocks(shape.slices * a.parts.count * row_tiles), static_cast<unsigned>(p.kv_heads),
+                    static_cast<unsigned>(p.batch));
+    const auto kernel = is_plain && p.key.size == kSize && p.value.size == kSize
+                            ? attention_cuda_eight_rows<T, kSize, true>
+                            : attention_cuda_eight_rows<T, kSize, false>;
+    stream.launch_clusters("Attention", has_clusters, kernel, grid, static_cast<unsigned>(shape.slices), kEightThreads,
+                           static_cast<size_t>(bytes), a, shape);
+  };
+  const int64_t size = std::max(p.key.size, p.value.size);
+  if (size <= 64) {
+    launch(std::integral_constant<int, 64>{});
+  } else if (size <= 128) {
+    launch(std::integral_constant<int, 128>{});
+  } else {
+    launch(std::integral_constant<int, 256>{});
+  }
+}
+
+}  // namespace onnxfuse::attention::cuda
