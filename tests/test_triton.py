@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_bad_signature_is_refused(signature: str, message: str) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(shutil.which("fatbinary") is None, reason="fatbinary, which comes with nvcc, is not on the PATH")
+@pytest.mark.skipif(None in map(shutil.which, ("nvcc", "fatbinary")), reason="nvcc and fatbinary are not on the PATH")
 def test_swiglu_compiles_for_every_architecture_without_a_gpu(tmp_path: Path) -> None:
     header = tmp_path / "swiglu" / "swiglu_triton.h"
     compile_triton.write(KERNEL, header, architectures("80-real;86-real;89-real;90a-real;80-virtual"), "fatbinary")
@@ -59,6 +60,12 @@ def test_swiglu_compiles_for_every_architecture_without_a_gpu(tmp_path: Path) ->
         for name in ("swiglu", "swiglu_vectors"):
             assert f"void {name}<{dtype}>(const cuda::Stream& stream, dim3 grid, {arguments})" in text
     assert header.with_suffix(".cc").read_text().count("alignas(16) const unsigned char onnxfuse_swiglu") == 6
+    sources = Path(__file__).parent.parent / "custom_ops"
+    command = ["nvcc", "-std=c++17", "-arch=sm_80", f"-I{sources}", f"-I{tmp_path}", "-c", "-o", tmp_path / "adapter.o"]
+    made = subprocess.run(
+        [*command, sources / "swiglu" / "swiglu_triton.cu"], capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
 
 
 def test_only_operators_with_cuda_kernels_have_triton_kernels() -> None:
