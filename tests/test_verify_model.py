@@ -186,6 +186,15 @@ def test_sizes_that_the_original_rejects_are_named():
     assert any("the original rejects batch=1 length=1 past=0" in note for note in result.notes)
 
 
+def test_an_original_that_onnxruntime_does_not_load_is_an_error_with_a_way_out():
+    """It has next to no operators in bfloat16 on the CPU."""
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 18]> g (bfloat16[N] x) => (bfloat16[N] y) {y = Exp(x)}'
+    )
+    with pytest.raises(UsageError, match=r"Exp.*--verify match"):
+        validate(model, model)
+
+
 def test_an_original_that_never_runs_is_an_error():
     with pytest.raises(UsageError, match="runs on none of the generated inputs"):
         validate(only_for(1009), only_for(1009))

@@ -64,7 +64,7 @@ def validate(
     ways = {"as function bodies": None} | ({"with the library": library} if library is not None else {})
     ticks = Ticks(len(points) * (1 + len(ways)), progress)
 
-    reference = Session(original, provider=provider, threads=threads)
+    reference = _reference(original, provider, threads)
     interface = fitted(interface, points, reference)
     expected, notes = reference_outputs(reference, interface, points, caches[0], ticks)
     del reference
@@ -90,6 +90,14 @@ def validate(
         del session
     checks = worst.checks()
     return Verification("model", all(check.passed for check in checks), checks, tuple(notes))
+
+
+def _reference(original: Model, provider: str, threads: int) -> Session:
+    try:
+        return Session(original, provider=provider, threads=threads)
+    except UsageError as error:
+        hint = "what does not run here can't be compared as a whole; --verify match proves each fusion by itself"
+        raise UsageError(f"{error}: {hint}") from error
 
 
 class Ticks:
