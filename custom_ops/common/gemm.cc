@@ -15,7 +15,7 @@ constexpr int64_t kAmxBlockRows = 512;             // more, because AMX converts
 constexpr int64_t kBlockSums = 2048;               // rows * panels of a block, at most: 256 KB for each weight
 constexpr int64_t kWantedBlocks = 16;              // so that threads of uneven speed finish together
 constexpr int64_t kActivationFloats = 128 * 1024;  // of A that the second-level cache holds beside the sums
-constexpr int64_t kCopyFloats = 8 * 1024;          // of a slice that is converted
+constexpr int64_t kCopyFloats = 16 * 1024;         // of a slice that is converted
 
 }  // namespace
 }  // namespace onnxfuse
@@ -76,7 +76,7 @@ TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : row
   if (amx::wanted(rows, weight))
     amx::cut(*this, a);
   else
-    ONNXFUSE_KERNEL(cut)(*this);
+    ONNXFUSE_KERNEL(cut)(*this, weight);
 }
 
 size_t TileLayout::bytes() const {

@@ -50,7 +50,7 @@ struct TileLayout {
   int64_t tiles = 0, tile_rows = 0;  // tile_rows: in the highest tile
 
   // float32, parts = 0: [slices of K][tiles][rows of a tile][row_stride], the rows spread evenly over the tiles.
-  // AMX: [tiles][K/32][parts][2][16 rows][32] bfloat16, tiles of 32 rows but for the last.
+  // AMX: [tiles][K/32][parts][rows of a tile][32] bfloat16; tiles of 32 rows, or one of all rows where they are few.
   int64_t parts = 0, slice_depth = 0, row_stride = 0;
 
   // For activations that have the values of dtype `a`, multiplied by weights of dtype `weight`.

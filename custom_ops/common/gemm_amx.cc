@@ -2,6 +2,9 @@
 // first-level cache, and multiplied by all tiles of A, which stream from the second-level cache in the order in which
 // they lie there. A tile is 32 rows by the 32 columns of a panel: four registers of sums. The conversion takes some 7
 // cycles for 32 weights, which 32 rows multiply in 192 cycles (float32) or 32 (bfloat16).
+//
+// Up to 16 rows share no weights: those are converted a step ahead of the products instead, a panel at a time, and both
+// parts of up to 8 rows fit in one register. That leaves the speed to the memory.
 #include "common/gemm_amx.h"
 
 #include "common/simd_target.h"
@@ -28,6 +31,7 @@ namespace onnxfuse::amx {
 namespace {
 
 constexpr int64_t kTileRows = 32;
+constexpr int64_t kFewRows = 16;                  // that one register holds
 constexpr int64_t kStep = 32;                     // of K: what one instruction sums over
 constexpr int64_t kRegisterBytes = 1024;          // 16 rows of 32 bfloat16
 constexpr int64_t kActivationBytes = 768 * 1024;  // of A that the second-level cache holds beside the sums
@@ -38,6 +42,9 @@ struct __attribute__((packed)) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+
+  TileConfig() = default;
+  explicit TileConfig(int64_t rows_of_a) { std::fill_n(rows, 6, static_cast<uint8_t>(rows_of_a)); }
 };
 
 int64_t steps_of(int64_t depth) { return (depth + kStep - 1) / kStep; }
@@ -74,14 +81,14 @@ template <typename T>
 void write_rows(const TileLayout& layout, const TileSource& from, char* tiles) {
   const int64_t steps = steps_of(layout.depth);
   for (int64_t row = from.first_row; row < from.first_row + from.rows; ++row) {
-    const int64_t in_tile = row % kTileRows;
-    char* out = tiles + (row / kTileRows * steps + from.first_panel) * layout.parts * 2 * kRegisterBytes +
-                in_tile / 16 * kRegisterBytes + in_tile % 16 * 64;
+    const int64_t part_bytes = layout.tile_rows * 64;
+    char* out = tiles + (row / layout.tile_rows * steps + from.first_panel) * layout.parts * part_bytes +
+                row % layout.tile_rows * 64;
     const T* in = static_cast<const T*>(from.data) + (row - from.first_row) * from.row_stride;
     for (int64_t i = 0; i < from.panels; ++i, in += from.panel_stride) {
       const int64_t count = layout.depth - (from.first_panel + i) * kStep;
       __m512 low = load(in, first_lanes(count)), high = load(in + (count > 16 ? 16 : 0), first_lanes(count - 16));
-      for (int64_t part = 0; part < layout.parts; ++part, out += 2 * kRegisterBytes) {
+      for (int64_t part = 0; part < layout.parts; ++part, out += part_bytes) {
         const __m512 l = rounded(low), h = rounded(high);
         const __m256i bits[2] = {_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(l), 16)),
                                  _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(h), 16))};
@@ -126,6 +133,27 @@ void convert_step(const W* b, int64_t stride, int64_t depth, int64_t columns, ch
   const __mmask32 mask = columns >= kPanel ? ~0u : (1u << columns) - 1;
   for (int64_t k = 0; k < kStep; k += 2, b += 2 * stride, to += 64)
     convert_pair(b, k < depth ? mask : 0, b + stride, k + 1 < depth ? mask : 0, to);
+}
+
+// The same for few rows, except that of each eight columns a register has four: those that instructions for parts of
+// 128 bits leave side by side. If `ahead`, weights are in order in memory, and those 32 KB on are prefetched in eight
+// streams.
+inline void unpack_step(const BFloat16* b, int64_t stride, int64_t depth, int64_t columns, bool ahead, char* to) {
+  constexpr uintptr_t kPage = 4096, kStreams = 8, kSlice = kStreams * kPage;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(b), slice = at / kSlice * kSlice;
+  const char* next = ahead ? reinterpret_cast<const char*>(slice + kSlice + (at - slice) / kStreams) : to;
+  const uintptr_t page = ahead ? kPage : 0;
+  const __mmask32 mask = columns >= kPanel ? ~0u : (1u << columns) - 1;
+  const bool whole = columns >= kPanel && depth >= kStep;
+  for (int64_t k = 0; k < kStep; k += 2, b += 2 * stride, to += 64) {
+    __builtin_prefetch(next + k / 8 * 64 + k % 8 * page, 0, 2);
+    __builtin_prefetch(next + k / 8 * 64 + (k % 8 + 1) * page, 0, 2);
+    const __m512i e = whole ? _mm512_loadu_si512(b) : _mm512_maskz_loadu_epi16(k < depth ? mask : 0, b);
+    const __m512i o =
+        whole ? _mm512_loadu_si512(b + stride) : _mm512_maskz_loadu_epi16(k + 1 < depth ? mask : 0, b + stride);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(e, o));
+    _mm512_storeu_si512(to + kRegisterBytes, _mm512_unpackhi_epi16(e, o));
+  }
 }
 
 // Prefetches a slice in pieces: several streams, 4 KB apart, because one stream leaves memory bandwidth unused.
@@ -236,6 +264,65 @@ void multiply_block(const TileLayout& layout, const char* a, const Weight* weigh
   }
 }
 
+// Of few rows, all of K in one go: the sums stay in registers, and a step is converted while earlier ones are
+// multiplied. A step of A, [parts][rows][32], is one register or, where that is too small, one for each part.
+template <int kRegisters>
+void multiply_few_rows(const TileLayout& layout, const char* a, const Weight* weights, int64_t count,
+                       const GemmBlock& block, char* scratch) {
+  constexpr int64_t kConverted = 4, kStepBytes = 2 * kRegisterBytes;  // steps of W that lie there converted
+  const int64_t rows = layout.rows, steps = steps_of(layout.depth), part_bytes = rows * 64;
+  for (int64_t i = 0; i < count * block.panels; ++i) {
+    const Weight& weight = weights[i / block.panels];
+    const int64_t panel = block.first_panel + i % block.panels, stride = weight.packed ? kPanel : weight.columns;
+    const BFloat16* b = static_cast<const BFloat16*>(weight.data) + panel * kPanel * (weight.packed ? layout.depth : 1);
+    const auto convert = [&](int64_t step) {
+      unpack_step(b + step * kStep * stride, stride, layout.depth - step * kStep, weight.columns - panel * kPanel,
+                  weight.packed, scratch + step % kConverted * kStepBytes);
+    };
+    for (int64_t step = 0; step < std::min(kConverted - 1, steps); ++step) convert(step);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    const char* from = a;
+    for (int64_t step = 0; step < steps; ++step, from += layout.parts * part_bytes) {
+      if (step + kConverted - 1 < steps) convert(step + kConverted - 1);
+      const char* converted = scratch + step % kConverted * kStepBytes;
+      _tile_loadd(6, converted, 64);
+      _tile_loadd(7, converted + kRegisterBytes, 64);
+      _tile_loadd(4, from, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kRegisters == 2) {
+        _tile_loadd(5, from + part_bytes, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    // Registers 0 and 1 hold the sums of the first part, those of the second are below or in registers 2 and 3.
+    alignas(64) float found[2][2 * kFewRows][16];
+    const int64_t second = kRegisters == 2 ? kFewRows : rows;
+    _tile_stored(0, found[0], 64);
+    _tile_stored(1, found[1], 64);
+    if constexpr (kRegisters == 2) {
+      _tile_stored(2, found[0][kFewRows], 64);
+      _tile_stored(3, found[1][kFewRows], 64);
+    }
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    float* sums = block.sums + i * block.row_capacity * kPanel;
+    for (int64_t row = 0; row < rows; ++row, sums += kPanel) {
+      __m512 left = _mm512_load_ps(found[0][row]), right = _mm512_load_ps(found[1][row]);
+      if (layout.parts == 2) {
+        left = _mm512_add_ps(left, _mm512_load_ps(found[0][second + row]));
+        right = _mm512_add_ps(right, _mm512_load_ps(found[1][second + row]));
+      }
+      _mm512_storeu_ps(sums, _mm512_permutex2var_ps(left, low, right));
+      _mm512_storeu_ps(sums + 16, _mm512_permutex2var_ps(left, high, right));
+    }
+  }
+}
+
 template <typename W>
 void multiply_by(const TileLayout& layout, const char* a, const Weight* weights, int64_t count, const GemmBlock& block,
                  char* scratch) {
@@ -250,14 +337,14 @@ void multiply_by(const TileLayout& layout, const char* a, const Weight* weights,
 bool wanted(int64_t rows, DType weight) {
   if (simd_target() != SimdTarget::kAmx) return false;
   // Of float32, six products of parts would be needed: no faster than AVX-512 wherever AMX runs at a reduced rate.
-  // For fewer rows weights come from memory no faster, and float16 takes three products.
-  return (weight == DType::kBFloat16 && rows >= 12) || (weight == DType::kFloat16 && rows >= 32);
+  // Float16 takes three, and its weights are costly to convert.
+  return (weight == DType::kBFloat16 && rows >= 2) || (weight == DType::kFloat16 && rows >= 32);
 }
 
 void cut(TileLayout& layout, DType a) {
   layout.parts = a == DType::kBFloat16 ? 1 : 2;
-  layout.tile_rows = kTileRows;
-  layout.tiles = (layout.rows + kTileRows - 1) / kTileRows;
+  layout.tile_rows = layout.rows <= kFewRows ? layout.rows : kTileRows;
+  layout.tiles = layout.rows == 0 ? 0 : (layout.rows + layout.tile_rows - 1) / layout.tile_rows;
 }
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
@@ -274,11 +361,16 @@ void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) 
 
 void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, const GemmBlock& block,
               void* scratch) {
-  const TileConfig config;
+  const bool few = layout.rows <= kFewRows, in_one = layout.parts * layout.rows <= kFewRows;
+  const TileConfig config = few ? TileConfig(in_one ? layout.parts * layout.rows : layout.rows) : TileConfig();
   _tile_loadconfig(&config);
   const char* rows = static_cast<const char*>(a);
   char* converted = static_cast<char*>(scratch);
-  if (weights->dtype == DType::kBFloat16)
+  if (few && in_one)
+    multiply_few_rows<1>(layout, rows, weights, count, block, converted);
+  else if (few)
+    multiply_few_rows<2>(layout, rows, weights, count, block, converted);
+  else if (weights->dtype == DType::kBFloat16)
     multiply_by<BFloat16>(layout, rows, weights, count, block, converted);
   else
     multiply_by<Half>(layout, rows, weights, count, block, converted);

@@ -5,7 +5,7 @@
 
 namespace onnxfuse::amx {
 
-// Whether to use AMX for this many rows: below, weights come from memory no faster for it.
+// Whether to use AMX for this many rows.
 bool wanted(int64_t rows, DType weight);
 
 void cut(TileLayout& layout, DType a);

@@ -8,18 +8,21 @@
 // only, and one stream alone leaves a quarter of the memory bandwidth unused.
 
 // A few rows make high tiles of one panel: weights, which come from memory, are read by few tiles and, where their
-// dtype is narrow and the tile is the only one, go straight into registers.
+// dtype is narrow and the tile is the only one, go straight into registers. A slice is eight pages of weights.
+template <typename W>
 struct FewRows {
-  static constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;  // of a tile
-  static constexpr int kVectors = kLanes == 1 ? 4 : 2;                   // of a row of a tile
-  static constexpr int64_t kPanels = 1, kDepth = 256;                    // of a slice
+  static constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;                   // of a tile
+  static constexpr int kVectors = kLanes == 1 ? 4 : 2;                                    // of a row of a tile
+  static constexpr int64_t kPanels = 1, kDepth = 8 * 4096 / kPanel / int64_t{sizeof(W)};  // of a slice
+  static constexpr int kUnroll = 16 / sizeof(W);                                          // of the loop over k
 };
 
 // Many rows make wide tiles of two panels, which take the fewest instructions for a product.
 struct ManyRows {
   static constexpr int kRows = kLanes == 1 ? 4 : 6;
-  static constexpr int kVectors = kLanes == 16 ? 4 : FewRows::kVectors;
+  static constexpr int kVectors = kLanes == 16 ? 4 : FewRows<float>::kVectors;
   static constexpr int64_t kPanels = 2, kDepth = 128;
+  static constexpr int kUnroll = 4;
 };
 
 inline constexpr int64_t kFewRows = 36;
@@ -27,7 +30,6 @@ inline constexpr int64_t kFewRows = 36;
 template <class Cut>
 inline constexpr int64_t kRowStride = Cut::kDepth + 16;  // of the rows of A: off a power of two, for the cache's sets
 
-inline constexpr int kUnroll = 4;             // of the loop over k
 inline constexpr int64_t kPrefetchTiles = 4;  // tiles of a slice that share the prefetching of the next one, at most
 
 template <class Cut>
@@ -38,11 +40,13 @@ void cut_rows(TileLayout& layout) {
   layout.row_stride = kRowStride<Cut>;
 }
 
-inline void cut(TileLayout& layout) {
-  if (layout.rows <= kFewRows)
-    cut_rows<FewRows>(layout);
-  else
+inline void cut(TileLayout& layout, DType weight) {
+  if (layout.rows > kFewRows)
     cut_rows<ManyRows>(layout);
+  else if (weight == DType::kFloat32)
+    cut_rows<FewRows<float>>(layout);
+  else
+    cut_rows<FewRows<Half>>(layout);
 }
 
 // Floats of a tile, and of all tiles of a slice.
@@ -99,6 +103,7 @@ ONNXFUSE_INLINE void multiply_step(const float* a, const W* b, int64_t b_panel_s
 template <class Cut, int kRows, int kVectors, bool kPrefetch, typename W>
 void multiply_tile(const Tile& tile) {
   constexpr int64_t kStride = kRowStride<Cut>;
+  constexpr int kUnroll = Cut::kUnroll;
   // A round of the loop uses this many cache lines of each panel.
   constexpr int kStreams = kUnroll * kPanel * static_cast<int>(sizeof(W)) / 64;
   constexpr int kChains = kRows < 3 ? 4 / kRows : 1;  // enough independent sums to hide the latency of fma
@@ -119,8 +124,8 @@ void multiply_tile(const Tile& tile) {
     int64_t k = 0;
     for (; k + kUnroll <= tile.depth; k += kUnroll) {
       ONNXFUSE_UNROLL
-      for (int i = 0; i < kUnroll * Cut::kRows; i += 16) __builtin_prefetch(next_a + i * sizeof(float), 0, 3);
-      next_a += kUnroll * Cut::kRows * sizeof(float);
+      for (int i = 0; i < kUnroll * kRows; i += 16) __builtin_prefetch(next_a + i * sizeof(float), 0, 3);
+      next_a += kUnroll * kRows * sizeof(float);
       if constexpr (kPrefetch) {
         ONNXFUSE_UNROLL
         for (int i = 0; i < Cut::kPanels * kStreams; ++i)
@@ -160,7 +165,7 @@ template <class Cut, typename W>
 void multiply_any_tile(int64_t rows, bool prefetch, const Tile& tile) {
   constexpr std::make_integer_sequence<int, Cut::kRows> kAllRows;
   if (tile.panels < Cut::kPanels)
-    multiply_rows<Cut, FewRows::kVectors, false, W>(rows, tile, kAllRows);
+    multiply_rows<Cut, FewRows<W>::kVectors, false, W>(rows, tile, kAllRows);
   else if (prefetch)
     multiply_rows<Cut, Cut::kVectors, true, W>(rows, tile, kAllRows);
   else
@@ -216,7 +221,7 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
   tile.c_panel_stride = block.row_capacity * kPanel;
   tile.add = b.first > 0;
   const int64_t prefetching = b.weight.packed ? std::min(block.tiles, kPrefetchTiles) : 0;
-  const int64_t streams = kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
+  const int64_t streams = Cut::kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
   tile.next_panel_stride = next.panel_stride() * static_cast<int64_t>(sizeof(W));
   tile.stream_stride = next.depth * kPanel * static_cast<int64_t>(sizeof(W)) / streams;
   tile.stream_step = prefetching == 0 ? 0 : 64 / prefetching;
@@ -225,7 +230,7 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
     tile.a = a + i * tile_floats(layout);
     tile.next_a = tile.a + tile_floats(layout);
     tile.c = sums + (begin - block.first_row) * kPanel;
-    tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / kUnroll);
+    tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / Cut::kUnroll);
     if (copies)
       multiply_any_tile<Cut, float>(rows, i < prefetching, tile);
     else
@@ -262,7 +267,7 @@ template <typename W>
 void multiply_block(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
                     const GemmBlock& block, float* copy) {
   if (layout.rows <= kFewRows)
-    multiply_cut<FewRows, W>(layout, a, weights, count, block, copy);
+    multiply_cut<FewRows<W>, W>(layout, a, weights, count, block, copy);
   else
     multiply_cut<ManyRows, W>(layout, a, weights, count, block, copy);
 }
