@@ -15,6 +15,7 @@ from onnxfuse.explain import Fused, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.rewriter import rewrite
 from onnxfuse.verify import trial
+from onnxfuse.verify.feeds import visible
 from onnxfuse.verify.match import MatchVerifier
 from onnxfuse.verify.sessions import Session
 from onnxfuse.verify.shrink import Shrinking
@@ -287,6 +288,12 @@ def test_masks_are_run_from_the_inputs_that_they_are_made_of():
 
     assert isinstance(outcome(MASKED, masked_fusion(by_comparison))[0][0], Fused)
     assert isinstance(outcome(MASKED, masked_fusion(unmasked))[0][0], Refused)
+
+
+def test_padding_stands_just_before_a_token_of_some_prompt():
+    """Attention with a window of two sees no farther: nothing else shows that its padding mask was lost."""
+    tokens = [visible(point)[:, point.past :] for point in trial.POINTS]
+    assert any((~seen[:, :-1] & seen[:, 1:]).any() for seen in tokens)
 
 
 def test_a_difference_in_rows_of_padding_tokens_is_no_difference():
