@@ -1,4 +1,5 @@
-// Attention for few rows of a key-value head, as when decoding: bound by reading the cache.
+// Attention for few rows of a key-value head, as when decoding, of float32 (eight_rows.cuh has 16-bit numbers): bound
+// by reading the cache.
 //
 // A block owns up to kRows rows of one key-value head and one part of its keys. `lanes` neighbouring lanes own a key at
 // a time, each a 16-byte vector of its features; kDeep keys are loaded before the first is used. Every group of lanes

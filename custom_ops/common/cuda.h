@@ -91,10 +91,6 @@ class Stream {
       attribute.val.programmaticStreamSerializationAllowed = 1;
     }
     if (cluster > 1) {
-      constexpr unsigned kPortable = 8;  // more need to be asked for
-      if (cluster > kPortable) {
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
-      }
       cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
       attribute.id = cudaLaunchAttributeClusterDimension;
       attribute.val.clusterDim.x = cluster;
