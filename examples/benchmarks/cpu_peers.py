@@ -54,7 +54,7 @@ def feed_of(point: Point, sizes: Sizes) -> dict[str, np.ndarray]:
     }
     for layer in range(sizes.layers):
         for part in ("key", "value"):
-            feed[f"past_key_values.{layer}.{part}"] = rng.standard_normal(shape, dtype=np.float32)
+            feed[f"past_key_values.{layer}.{part}"] = rng.standard_normal(shape, dtype=np.float32).astype(sizes.dtype)
     return feed
 
 
@@ -93,7 +93,7 @@ class InOnnxRuntime:
         binding = self.session.io_binding()
         for name, array in feed.items():
             if name.startswith("past_key_values"):
-                buffer = np.zeros((*array.shape[:2], point.past + point.prompt, array.shape[3]), np.float32)
+                buffer = np.zeros((*array.shape[:2], point.past + point.prompt, array.shape[3]), array.dtype)
                 buffer[:, :, : point.past] = array
                 array = buffer
             value = OrtValue.ortvalue_from_numpy(array)
@@ -284,8 +284,8 @@ def runners(names: list[str], sizes: Sizes, folder: Path, threads: int) -> dict:
     return ready
 
 
-def parsed() -> tuple[argparse.Namespace, Sizes]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(description: str = __doc__) -> tuple[argparse.Namespace, Sizes]:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, kind in Sizes.__annotations__.items():
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=getattr(Sizes, name), help="(%(default)s)"
