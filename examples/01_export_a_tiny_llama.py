@@ -40,7 +40,7 @@ def export(llama, path):
         torch.zeros(batch, tokens, dtype=torch.int64),
         torch.ones(batch, past + tokens, dtype=torch.int64),
         torch.arange(past, past + tokens).expand(batch, tokens).contiguous(),
-        [torch.zeros(batch, config.num_key_value_heads, past, config.head_dim) for _ in cache_names],
+        [torch.zeros(batch, config.num_key_value_heads, past, config.head_dim, dtype=llama.dtype) for _ in cache_names],
     )
     cache_in, cache_out = ([f"{way}.{name}" for name in cache_names] for way in ("past_key_values", "present"))
     axes = {name: {0: "batch", 1: "tokens"} for name in ("input_ids", "position_ids", "logits")}

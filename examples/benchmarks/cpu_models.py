@@ -20,7 +20,10 @@ EXPORTED = "exported"
 
 @dataclass(frozen=True)
 class Sizes:
-    """A Llama; by default two layers of Llama-2-7B. `level` is what onnxfuse's rewrite takes."""
+    """A Llama; by default two layers of Llama-2-7B, exported as float32 or float16.
+
+    `level` is what onnxfuse's rewrite takes.
+    """
 
     hidden: int = 4096
     intermediate: int = 11008
@@ -29,6 +32,7 @@ class Sizes:
     vocab: int = 32000
     layers: int = 2
     level: str = "op"
+    dtype: str = "float32"
 
     @property
     def head(self) -> int:
@@ -48,17 +52,21 @@ def llama(sizes: Sizes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=sizes.hidden,
-            intermediate_size=sizes.intermediate,
-            num_attention_heads=sizes.heads,
-            num_key_value_heads=sizes.kv_heads,
-            vocab_size=sizes.vocab,
-            num_hidden_layers=sizes.layers,
-            max_position_embeddings=8192,
+    return (
+        LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=sizes.hidden,
+                intermediate_size=sizes.intermediate,
+                num_attention_heads=sizes.heads,
+                num_key_value_heads=sizes.kv_heads,
+                vocab_size=sizes.vocab,
+                num_hidden_layers=sizes.layers,
+                max_position_embeddings=8192,
+            )
         )
-    ).eval()
+        .to(getattr(torch, sizes.dtype))
+        .eval()
+    )
 
 
 def export(sizes: Sizes, source: Path, target: Path) -> None:
