@@ -16,6 +16,7 @@ from onnxfuse.facts import Facts
 from onnxfuse.rewriter import rewrite
 from onnxfuse.verify import trial
 from onnxfuse.verify.feeds import visible
+from onnxfuse.verify.interface import Interface
 from onnxfuse.verify.match import MatchVerifier
 from onnxfuse.verify.sessions import Session
 from onnxfuse.verify.shrink import Shrinking
@@ -290,10 +291,20 @@ def test_masks_are_run_from_the_inputs_that_they_are_made_of():
     assert isinstance(outcome(MASKED, masked_fusion(unmasked))[0][0], Refused)
 
 
+FIXED = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    fixed (int64[2,5] input_ids, int64[2,11] attention_mask, float[2,1,6,8] past_key) => (int64[2,5] y)
+    { y = Identity(input_ids) }
+"""
+
+
 def test_padding_stands_just_before_a_token_of_some_prompt():
     """Attention with a window of two sees no farther: nothing else shows that its padding mask was lost."""
     tokens = [visible(point)[:, point.past :] for point in trial.POINTS]
     assert any((~seen[:, :-1] & seen[:, 1:]).any() for seen in tokens)
+    fixed = Interface.of(ir.from_onnx_text(FIXED))
+    settled = {fixed.settle(point) for point in trial.POINTS}
+    assert any((~seen[:, :-1] & seen[:, 1:]).any() for seen in (visible(p)[:, p.past :] for p in settled))
 
 
 def test_a_difference_in_rows_of_padding_tokens_is_no_difference():

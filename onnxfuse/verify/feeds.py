@@ -53,11 +53,15 @@ def grid(
 
 
 def visible(point: Point) -> np.ndarray:
-    """[B, T] bool: a padded batch has no padding in its first row, more in each next one, never in more than half."""
+    """[B, T] bool: a padded batch has no padding in its first row, more in each next one, never in more than half.
+
+    But for odd samples: there padding on the left hides all of the past and the first tokens of the prompt.
+    """
     mask = np.ones((point.batch, point.total), dtype=bool)
     for row in range(1, point.batch):
         if point.padding == "left":
-            mask[row, : max(1, row * point.total // (2 * point.batch))] = False
+            into_the_prompt = point.past + row * point.length // (2 * point.batch)
+            mask[row, : into_the_prompt if point.sample % 2 else max(1, row * point.total // (2 * point.batch))] = False
         elif point.padding == "right":
             mask[row, point.total - max(1, row * point.length // (2 * point.batch)) :] = False
     return mask
