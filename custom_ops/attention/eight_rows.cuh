@@ -107,9 +107,10 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   const bool rotates = a.rotary.cos != nullptr;
   const auto query_of = [&](int row) { return rows == group ? 0 : row / group; };
   const Mail lasts_mail(&has_lasts), partials_mail(&has_partials);
+  const bool searches = a.room > 0 && a.past == nullptr;
   if (threadIdx.x == 0) {
-    lasts_mail.expect(slices * kEightWarps * sizeof(int));
-    partials_mail.expect(slices * step * sizeof(float));
+    if (searches) lasts_mail.expect(slices * kEightWarps * sizeof(int));
+    if (slice == 0) partials_mail.expect(slices * step * sizeof(float));
   }
   enter_cluster();
   wait_for_previous();
@@ -147,7 +148,6 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   };
 
   const int fresh_tiles = (fresh + kTileKeys - 1) / kTileKeys, workers = slices * parts * kEightWarps;
-  const bool searches = a.room > 0 && a.past == nullptr;
   // What is small is on its way first: the mask to registers, the rest to shared memory.
   LastShown<4> search(searches ? a.mask : Mask{nullptr, 1, 0}, static_cast<int>(p.batch));
   // New keys that have to be rotated are one tile, of the first slice.

@@ -73,8 +73,9 @@ class Mail {
  public:
   __device__ explicit Mail(uint64_t* barrier) : barrier_(barrier), alone_(cluster_size() == 1) {}
 
-  // One thread tells how many bytes the block will get, before enter_cluster().
+  // One thread tells how many bytes the block will get, before enter_cluster(). To be waited for.
   __device__ void expect(uint32_t bytes) const {
+    if (alone_) return;
 #if __CUDA_ARCH__ >= 900
     asm volatile(
         "mbarrier.init.shared::cta.b64 [%0], 1;\n"
