@@ -3,8 +3,9 @@
     python examples/benchmarks/peers.py MODEL.onnx [MODEL.onnx ...] [--tools onnxfuse,onnxscript]
 
 Needs `pip install '.[cpu]' onnxscript onnxsim onnxslim`. Each tool rewrites each model in a process of its own, one
-after the other; seconds are those of the rewrite, imports aside; memory is the process's peak. "equal" is what
-`onnxfuse validate` says of the result on its whole grid of batches, lengths, pasts and paddings.
+after the other; seconds are those of the rewrite, imports aside; memory is the process's peak, which is at least that
+of the process that starts it: this one loads no model. "equal" is what `onnxfuse validate` says of the result on its
+whole grid of batches, lengths, pasts and paddings.
 """
 
 import argparse
@@ -113,12 +114,13 @@ def in_its_own_process(*arguments: str) -> tuple[dict | None, str]:
     return json.loads(run.stdout.splitlines()[-1]), ""
 
 
-def counts(path: Path) -> tuple[int, dict[str, int]]:
+def counts(path: str) -> dict[str, int]:
     """Nodes without Constants, and how often each kind of fused operator stands in the graph."""
     import onnx_ir
 
     operators = Counter(node.op_type for node in onnx_ir.load(path).graph.all_nodes() if node.op_type != "Constant")
-    return operators.total(), {kind: sum(operators[name] for name in names) for kind, names in FUSED.items()}
+    fused = {kind: sum(operators[name] for name in names) for kind, names in FUSED.items()}
+    return {"nodes": operators.total(), **fused}
 
 
 def verdict(original: str, rewritten: str) -> dict[str, str]:
@@ -142,10 +144,10 @@ def row(model: Path, tool: str, folder: Path) -> tuple:
     measured, complaint = in_its_own_process("--rewrite", tool, str(model), str(target))
     if measured is None or not target.exists():
         return model.stem, tool, *("-" for _ in HEADINGS[2:-1]), f"fails: {complaint[:60]}"
-    nodes, fused = counts(target)
+    found, _ = in_its_own_process("--counts", str(target))
     told, complaint = in_its_own_process("--verdict", str(model), str(target))
     equal = told["equal"] if told is not None else f"crashes: {complaint[:50]}"
-    return model.stem, tool, nodes, *fused.values(), f"{measured['seconds']:.2f}", f"{measured['megabytes']:.0f}", equal
+    return model.stem, tool, *found.values(), f"{measured['seconds']:.2f}", f"{measured['megabytes']:.0f}", equal
 
 
 def main() -> None:
@@ -161,9 +163,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--rewrite"]:
-        print(json.dumps(rewrite(*sys.argv[2:])))
-    elif sys.argv[1:2] == ["--verdict"]:
-        print(json.dumps(verdict(*sys.argv[2:])))
+    tasks = {"--rewrite": rewrite, "--counts": counts, "--verdict": verdict}
+    if sys.argv[1:2] and sys.argv[1] in tasks:
+        print(json.dumps(tasks[sys.argv[1]](*sys.argv[2:])))
     else:
         main()
