@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 from onnxfuse.derived import ComputedTensor
 from onnxfuse.errors import UsageError
 
-INLINE_LIMIT = 1 << 26  # bytes of weights kept inside the .onnx file; a runtime copies those, and maps the others
+INLINE_LIMIT = 1 << 28  # bytes of weights kept inside the .onnx file; a runtime copies those, and maps the others
 SMALLEST_EXTERNAL = 1024  # bytes; smaller tensors stay inside, where shape inference can read them
 PAGE_ALIGNED_FROM = 1 << 20  # bytes; larger tensors start at a multiple of 64 KiB, which every system can map
 WEIGHTS = ("copy", "reference")
