@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import attr
+from onnxfuse.normalise.simplify import attr, written
 from onnxfuse.normalise.sweep import Site, simplifies
 from onnxfuse.shapes.fact import Shape
 
@@ -47,7 +47,7 @@ def kept_by_the_reduction(node: ir.Node, site: Site) -> ir.Value | None:
     dropped, added = _listed(reduction, site), _listed(node, site)
     if not dropped or not added or sorted(a % rank for a in dropped) != sorted(a % rank for a in added):
         return None
-    attributes = {name: a.value for name, a in reduction.attributes.items()} | {"keepdims": 1}
+    attributes = written(reduction) | {"keepdims": 1}
     return site.op(reduction.op_type, *reduction.inputs, **attributes)
 
 

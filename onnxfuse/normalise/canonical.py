@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, reshaped
+from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, reshaped, written
 from onnxfuse.normalise.sweep import Site, replace, simplifies
 from onnxfuse.shapes import product
 
@@ -109,7 +109,7 @@ def cast_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
     dtypes, to = {site.facts.dtype(x) for x in sources}, site.facts.dtype(node.inputs[0])
     if len(dtypes) > 1 or not _widens(dtypes.pop(), to) or _fold(node.outputs[0], site) is not None:
         return None
-    attributes = {name: a.value for name, a in node.attributes.items()}
+    attributes = written(node)
     moved = site.op(node.op_type, *sources, *node.inputs[count:], outputs=len(node.outputs), **attributes)
     parts = moved if isinstance(moved, tuple) else (moved,)
     widened = [site.op("Cast", part, to=int(to)) for part in parts]
@@ -134,7 +134,7 @@ def factor_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     if _fold(node.outputs[0], site) is not None:
         return None  # what acts on folded heads comes before the fold
-    attributes = {name: a.value for name, a in node.attributes.items()}
+    attributes = written(node)
     if scaled.op_type == "Neg":
         return site.op("Neg", site.op(node.op_type, scaled.inputs[0], *node.inputs[1:], **attributes))
     x, factor = scaled.inputs
@@ -182,8 +182,7 @@ def turned_weight(node: ir.Node, site: Site) -> ir.Value | None:
     if not site.canonical or not attr(node, "transB", 0) or not site.facts.is_constant(node.inputs[1]):
         return None
     weight = site.op("Transpose", node.inputs[1], perm=[1, 0])
-    attributes = {name: a.value for name, a in node.attributes.items() if name != "transB"}
-    return site.op("Gemm", node.inputs[0], weight, *node.inputs[2:], **attributes)
+    return site.op("Gemm", node.inputs[0], weight, *node.inputs[2:], **written(node, "transB"))
 
 
 @simplifies("Reshape")
@@ -266,7 +265,7 @@ def elementwise_of_folded_heads(node: ir.Node, site: Site) -> ir.Value | None:
     if x is None:
         return None
     others = node.inputs[1:]
-    attributes = {name: a.value for name, a in node.attributes.items()}
+    attributes = written(node)
     if node.op_type == "Softmax":
         if attributes.get("axis", -1) not in (-1, 2):
             return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import attr
+from onnxfuse.normalise.simplify import attr, written
 from onnxfuse.normalise.sweep import Site, replace, simplifies
 
 HEADS_FIRST = [0, 2, 1, 3]
@@ -20,7 +20,7 @@ def tables_of_positions(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     x, cos, sin, positions = node.inputs
     rows = [site.op("Gather", table, positions, axis=0) for table in (cos, sin)]
-    return site.op("RotaryEmbedding", x, *rows, **_written(node))
+    return site.op("RotaryEmbedding", x, *rows, **written(node))
 
 
 @simplifies("RotaryEmbedding")
@@ -29,8 +29,8 @@ def rotary_heads_first(node: ir.Node, site: Site) -> ir.Value | None:
     heads = attr(node, "num_heads", 0)
     if not site.canonical or not heads or site.facts.rank(node.inputs[0]) != 3:
         return None
-    attributes = {name: value for name, value in _written(node).items() if name != "num_heads"}
-    y = site.op("RotaryEmbedding", _heads_first(node.inputs[0], heads, site), *node.inputs[1:], **attributes)
+    x = _heads_first(node.inputs[0], heads, site)
+    y = site.op("RotaryEmbedding", x, *node.inputs[1:], **written(node, "num_heads"))
     return _heads_merged(y, site)
 
 
@@ -44,16 +44,12 @@ def attention_heads_first(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     counts = (heads, groups, groups)
     split = [_heads_first(value, count, site) for value, count in zip(node.inputs[:3], counts, strict=True)]
-    attributes = {name: value for name, value in _written(node).items() if not name.endswith("_num_heads")}
+    attributes = written(node, "q_num_heads", "kv_num_heads")
     made = site.op("Attention", *split, *node.inputs[3:], outputs=len(node.outputs), **attributes)
     y, *presents = made if isinstance(made, tuple) else (made,)
     for old, new in zip(node.outputs[1:], presents, strict=True):
         replace(old, new, site.facts)
     return _heads_merged(y, site)
-
-
-def _written(node: ir.Node) -> dict[str, object]:
-    return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 def _heads_first(x: ir.Value, heads: int, site: Site) -> ir.Value:

@@ -36,6 +36,11 @@ def attr(node: ir.Node, name: str, default=None):
     return node.attributes[name].value if name in node.attributes else default
 
 
+def written(node: ir.Node, *without: str) -> dict[str, object]:
+    """The values of the attributes by name, for a new node that has them too."""
+    return {name: attribute.value for name, attribute in node.attributes.items() if name not in without}
+
+
 # ---- nodes that do nothing -------------------------------------------------------------------------------------------
 
 
