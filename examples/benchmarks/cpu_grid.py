@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cpu_models import EXPORTED, Sizes
-from cpu_peers import InOnnxRuntime, Point, measured, numbers, runners, session
+from cpu_peers import InOnnxRuntime, measured, numbers, runners, session
+from point import Point
 
 DIMS = {
     "7b": {},

@@ -26,21 +26,11 @@ from pathlib import Path
 
 import numpy as np
 from cpu_models import EXPORTED, MODELS, Maker, Sizes, complaint_of_making, llama
+from point import Point
 
 OTHERS = {"torch eager": "torch", "torch compile": "torch", "openvino": "openvino"}
 PAUSE = 0.05  # seconds between two models, in which the threads of the first one fall asleep
 WARM_UPS = 2
-
-
-@dataclass(frozen=True)
-class Point:
-    prompt: int
-    past: int
-    batch: int
-
-    def __str__(self) -> str:
-        text = f"prompt {self.prompt}" if self.prompt > 1 else f"decode, past {self.past}"
-        return text + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
 def feed_of(point: Point, sizes: Sizes) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ import onnx
 import torch  # before onnxruntime, which finds CUDA's libraries in the process then
 from cuda_torch import Sizes, captured
 from onnxruntime import InferenceSession, OrtValue, RunOptions, SessionOptions
+from point import Point
 
 import onnxfuse
 
@@ -56,17 +57,6 @@ VARIANTS = [
     Variant("builder", True),
     *(Variant(graph, True, True) for graph in ("op", "block", "builder")),
 ]
-
-
-@dataclass(frozen=True)
-class Point:
-    prompt: int
-    past: int
-    batch: int
-
-    def __str__(self) -> str:
-        text = f"prompt {self.prompt}" if self.prompt > 1 else f"decode, past {self.past}"
-        return text + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
 def sizes_of(path: Path) -> Sizes:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from cpu_models import MODELS, Sizes, complaint_of_making
-from cpu_peers import InOnnxRuntime, Point, feed_of, parsed
+from cpu_peers import InOnnxRuntime, feed_of, parsed
+from point import Point
 
 POINT = Point(prompt=1, past=8, batch=1)
 
