@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse.custom_ops.int8 import SCALED_ROWS
+from onnxfuse.custom_ops.packing import PANEL
+
 DOMAIN = "onnxfuse"
 _NUMPY_FLOATS = {float: np.float32, int: np.int64}
 
@@ -133,14 +136,18 @@ class Body:
         dtype = self.dtype(like)
         return value if dtype == ir.DataType.FLOAT else self.Cast(value, to=dtype)
 
-    def matrix(self, weight: ir.Value) -> ir.Value:
-        """A weight, [K, N] or packed panels [N/32, K, 32], as float32 [K, N].
+    def matrix(self, weight: ir.Value, scale: ir.Value | None) -> ir.Value:
+        """A weight in any of its forms, see packing.py and int8.py, as float32 [K, N].
 
         ONNX Runtime folds this where the weight is an initializer.
         """
         wide = self.float32(weight)
         if self.rank(weight) == 2:
             return wide
+        if scale is not None:
+            scales = self.Unsqueeze(self.float32(scale), self.constant([2, 4]))
+            numbers = self.Mul(self.Reshape(wide, self.constant([0, -1, SCALED_ROWS // 4, PANEL, 4])), scales)
+            return self.Flatten(self.Transpose(numbers, perm=[1, 2, 4, 0, 3]), axis=3)
         return self.Reshape(self.Transpose(wide, perm=[1, 0, 2]), self.constant([0, -1]))
 
     def reduce(self, op_type: str, value: ir.Value, axis: int) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in DTYPES.items()}  # spacing of numbers at 1
+INT8_RMS = 128 / math.sqrt(3)  # of the numbers that a Random of int8 has
 
 # T and the dtype of a weight or table: the mixes that the kernels take.
 MIXED_DTYPES = [
@@ -31,7 +33,7 @@ MIXED_DTYPES = [
 
 @dataclass(frozen=True)
 class Random:
-    """A tensor of normally distributed numbers."""
+    """A tensor of normally distributed numbers; int8 are all equally likely, whatever the `scale`."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -84,6 +86,8 @@ class Case:
         def array(spec: Random | np.ndarray | None) -> np.ndarray | None:
             if not isinstance(spec, Random):
                 return spec
+            if spec.dtype == "int8":
+                return generator.integers(-128, 128, spec.shape, np.int8)
             values = generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(spec.scale)
             return np.asarray(values, DTYPES[spec.dtype])
 

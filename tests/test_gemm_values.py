@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 import onnxfuse
+from onnxfuse.custom_ops import int8
 from onnxfuse.custom_ops.case import DTYPES, Case, feed, single_node_model, widen_edges
 
 K, N = 48, 32
 ALL_ONES = 0x7FFFFFFF  # a NaN that rounding its bits as those of a number would turn into zero
 
 
-def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+INPUTS = ("x", "skip", "norm_weight", "weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2", "scale_0")
+
+
+def product(x: np.ndarray, weight: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
     """x @ weight by the kernel of Linear."""
-    names = ("skip", "norm_weight", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
-    absent = dict.fromkeys(names)
-    order = ("x", "skip", "norm_weight", "weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
-    given = {"x": x, "weight_0": weight, **absent}
-    case = Case("values", {name: given[name] for name in order}, {"y_0": str(x.dtype)})
+    given = dict.fromkeys(INPUTS) | {"x": x, "weight_0": weight, "scale_0": scale}
+    case = Case("values", given, {"y_0": str(x.dtype)})
     model = single_node_model("Linear", case, 18)
     widen_edges(model)
     return onnxfuse.session(model).run(None, feed(case))[0]
@@ -62,3 +63,38 @@ def test_activations_keep_16_bits_beside_bfloat16_weights(rows: int) -> None:
     np.testing.assert_allclose(product(x, weight), -(1 + 2.0**-15), rtol=0, atol=47 * 2.0**-17)
     x[:, 1::2] = 1
     np.testing.assert_allclose(product(x, weight), -24 + 23 * (1 + 2.0**-15), rtol=0, atol=2.0**-17 * 23)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_infinite_and_undefined_activations_beside_int8_weights(rows: int, value: float) -> None:
+    """They give no number; the other rows do not see them."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, 64), dtype=np.float32)
+    w = rng.standard_normal((64, N), dtype=np.float32)
+    numbers, scales = int8.numbers_of(w, int8.scales_of(w)), int8.scales_of(w)
+    plain = product(x, numbers, scales)
+    x[0, 5] = value
+    found = product(x, numbers, scales)
+    assert not np.isfinite(found[0][int8.matrix(numbers, scales)[5] != 0]).any()
+    np.testing.assert_array_equal(found[1:], plain[1:])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+def test_the_largest_and_the_smallest_activations_beside_int8_weights(rows: int) -> None:
+    """Of each 32 the largest number says how exact the others are, from subnormal numbers to the largest of all."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([1e-42, 1e-38, 1e-20, 1, 1e20, 1e38], np.float32)
+    w = rng.standard_normal((192, N), dtype=np.float32) / 192
+    scales = int8.scales_of(w)
+    numbers = int8.numbers_of(w, scales)
+    x = rng.uniform(-1, 1, (rows, 6, 32)).astype(np.float32)
+    for i, size in enumerate(sizes):
+        alone = np.zeros_like(x)
+        alone[:, i] = x[:, i] * size
+        alone = alone.reshape(rows, 192)
+        wanted = alone.astype(np.float64) @ int8.matrix(numbers, scales)
+        # Beside subnormal numbers, which AMX takes for zeros, nothing is exact.
+        np.testing.assert_allclose(
+            product(alone, numbers, scales), wanted, rtol=0, atol=2.0**-15 * max(size, 2.0**-110)
+        )

@@ -18,6 +18,7 @@ struct BFloat16 {  // the upper half of a binary32
 enum class DType : int {
   kAny = 0,
   kFloat32 = 1,
+  kInt8 = 3,
   kInt32 = 6,
   kInt64 = 7,
   kBool = 9,
@@ -29,6 +30,8 @@ template <typename T>
 inline constexpr DType kDTypeOf = DType::kAny;
 template <>
 inline constexpr DType kDTypeOf<float> = DType::kFloat32;
+template <>
+inline constexpr DType kDTypeOf<int8_t> = DType::kInt8;
 template <>
 inline constexpr DType kDTypeOf<int32_t> = DType::kInt32;
 template <>
@@ -44,6 +47,8 @@ inline const char* dtype_name(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
       return "float32";
+    case DType::kInt8:
+      return "int8";
     case DType::kInt32:
       return "int32";
     case DType::kInt64:

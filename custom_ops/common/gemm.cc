@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/gemm_amx.h"
+#include "common/gemm_vnni.h"
 #include "common/simd_target.h"
 
 namespace onnxfuse {
@@ -55,11 +56,22 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth, DType activations) {
-  require(tensor.dtype == activations || (activations == DType::kFloat32 && tensor.dtype == DType::kBFloat16), name,
-          " is ", dtype_name(tensor.dtype), ", expected ", dtype_name(activations),
-          activations == DType::kFloat32 ? " or bfloat16" : "");
+Weight weight_of(const AnyTensor& tensor, const AnyTensor& scale, const char* name, int64_t depth, DType activations) {
+  const bool scaled = tensor.dtype == DType::kInt8;
+  require(tensor.dtype == activations || scaled || (activations == DType::kFloat32 && tensor.dtype == DType::kBFloat16),
+          name, " is ", dtype_name(tensor.dtype), ", expected ", dtype_name(activations),
+          activations == DType::kFloat32 ? ", bfloat16" : "", " or int8");
+  require(scale.present == scaled, name, " is ", dtype_name(tensor.dtype), scaled ? " without" : " and has",
+          " scales, expected int8 with scales or another dtype without");
   const Shape& shape = tensor.shape;
+  if (scaled) {
+    const int64_t panels = shape.rank() == 4 ? shape[0] : 0;
+    require(depth % kScaledRows == 0 && shape == Shape{panels, depth / 4, kPanel, 4}, name, " is int8 and ", shape,
+            ", expected [N/32,K/4,32,4], K = ", depth, " a multiple of ", kScaledRows);
+    const Shape scales{panels, depth / kScaledRows, kPanel};
+    require(scale.shape == scales, "the scale of ", name, " is ", scale.shape, ", expected ", scales);
+    return {tensor.data, tensor.dtype, depth, panels * kPanel, true, scale.as<BFloat16>().data};
+  }
   const bool packed = shape.rank() == 3;
   const bool fits = packed ? shape[1] == depth && shape[2] == kPanel : shape.rank() == 2 && shape[0] == depth;
   require(fits, name, " is ", shape, ", expected [", depth, ",N] or packed panels [N/32,", depth, ",32]");
@@ -67,19 +79,22 @@ Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth, DType
 }
 
 Dim columns_of(const TensorType& weight) {
-  if (weight.dims.size() != 3) return weight.dims.back();
+  if (weight.dims.size() == 2) return weight.dims.back();
   const Dim& panels = weight.dims.front();
   return panels.known() ? Dim{panels.size * kPanel, ""} : Dim::unknown();
 }
 
 TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : rows(rows), depth(depth) {
-  if (amx::wanted(rows, weight))
+  if (vnni::wanted(rows, weight))
+    vnni::cut(*this);
+  else if (amx::wanted(rows, weight))
     amx::cut(*this, a);
   else
     ONNXFUSE_KERNEL(cut)(*this, weight);
 }
 
 size_t TileLayout::bytes() const {
+  if (form == Form::kVnni) return static_cast<size_t>(vnni::bytes(*this));
   const int64_t panels = divide_up(depth, kPanel);
   const int64_t row = parts > 0 ? panels * kPanel * parts * 2 : divide_up(depth, slice_depth) * row_stride * 4;
   return static_cast<size_t>(tiles * tile_rows * row);
@@ -88,7 +103,7 @@ size_t TileLayout::bytes() const {
 GemmPlan::GemmPlan(const TileLayout& a, int64_t panels)
     : a_(a),
       panels_(panels),
-      row_blocks_(divide_up(a.rows, a.parts > 0 ? kAmxBlockRows : kBlockRows)),
+      row_blocks_(divide_up(a.rows, a.form == TileLayout::Form::kAmx ? kAmxBlockRows : kBlockRows)),
       panel_blocks_(0) {
   if (a.rows == 0 || panels == 0) return;
   const int64_t most = std::max<int64_t>(1, kBlockSums / divide_up(a.rows, row_blocks_));
@@ -105,12 +120,13 @@ GemmBlock GemmPlan::block(int64_t index) const {
   block.first_panel = panels_ * j / panel_blocks_;
   block.panels = panels_ * (j + 1) / panel_blocks_ - block.first_panel;
   block.sums = nullptr;
-  block.row_capacity = a_.parts > 0 ? block.tiles * a_.tile_rows : block.rows;
+  block.row_capacity = a_.spread() ? block.rows : block.tiles * a_.tile_rows;
   return block;
 }
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
-  if (layout.parts > 0) return amx::write_tiles(layout, from, tiles);
+  if (layout.form == TileLayout::Form::kVnni) return vnni::write_tiles(layout, from, tiles);
+  if (layout.form == TileLayout::Form::kAmx) return amx::write_tiles(layout, from, tiles);
   float* out = static_cast<float*>(tiles);
   switch (from.dtype) {
     case DType::kFloat16:
@@ -130,7 +146,8 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
     std::fill_n(block.sums, size, 0.0f);
     return;
   }
-  if (layout.parts > 0)
+  if (layout.form == TileLayout::Form::kVnni) return vnni::multiply(layout, a, weights, count, block);
+  if (layout.form == TileLayout::Form::kAmx)
     return amx::multiply(layout, a, weights, count, block, scratch.at_least(amx::kScratchBytes / sizeof(float)));
   const float* rows = static_cast<const float*>(a);
   float* copy = scratch.at_least(kCopyFloats);
@@ -139,6 +156,8 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
       return ONNXFUSE_KERNEL(multiply_block<Half>)(layout, rows, weights, count, block, copy);
     case DType::kBFloat16:
       return ONNXFUSE_KERNEL(multiply_block<BFloat16>)(layout, rows, weights, count, block, copy);
+    case DType::kInt8:
+      return ONNXFUSE_KERNEL(multiply_block<int8_t>)(layout, rows, weights, count, block, copy);
     default:
       return ONNXFUSE_KERNEL(multiply_block<float>)(layout, rows, weights, count, block, copy);
   }

@@ -1,10 +1,13 @@
 // Matrix products A @ W of activations by weights, accumulated in float32.
 //
 // A: [M, K] float32|float16|bfloat16; it is first cut into tiles (TileLayout) in the form the kernel multiplies.
-// W: [K, N] float32|float16|bfloat16 in one of two layouts:
+// W: [K, N] float32|float16|bfloat16|int8 in one of two layouts:
 //   plain   [K, N], as ONNX's MatMul has it
 //   packed  [N/32, K, 32], N a multiple of 32: panel p, row k, lane j holds W[k, 32 p + j]
 // The packed one is what the kernels read, in place and in order; panels of a plain one are copied piece by piece.
+// int8 is packed only, four rows at a time, and has scales, bfloat16; K is a multiple of 32:
+//   [N/32, K/4, 32, 4], scale [N/32, K/32, 32]: W[4 r + i, 32 p + j] = number (p, r, j, i) * scale (p, r / 8, j)
+// That product has at most 15 bits, and is exact in all that follows.
 //
 // Work is split into blocks of rows by panels of 32 columns. A block is owned by one thread, which multiplies over the
 // whole of K into a buffer that stays in its second-level cache and then hands the sums to an epilogue (activation,
@@ -12,11 +15,13 @@
 // Memory traffic: W is read once for every few hundred rows.
 //
 // Numerics: a product of float32 and its addition to the sum are rounded once (FMA); float16 and bfloat16 are widened.
-// AMX multiplies bfloat16: there, and for 16-bit weights only, an activation that is no bfloat16 and a float16 weight
-// are taken as the sum of two of them, and the product of the lower parts is left out. That is an error of at most
-// 2^-15 of a product, typically a quarter of it: what a float16 result is rounded by is 2^-11. AMX takes subnormal
-// numbers for zeros, and numbers that bfloat16 rounds to infinity, from 3.39e38 on, for infinite; where the other
-// factor has two parts, an infinite number may give NaN instead of infinity.
+// VNNI multiplies integers: there, for int8 weights, see gemm_vnni.cc, an activation is within 2^-16 of the largest of
+// the 32 that share a scale; infinite activations give NaN. AMX multiplies bfloat16: there, and for weights of 16 bits
+// or fewer, an activation that is no bfloat16 and a weight that is none are taken as the sum of two of them, and the
+// product of the lower parts is left out. That is an error of at most 2^-15 of a product, typically a quarter of it:
+// what a float16 result is rounded by is 2^-11. AMX takes subnormal numbers for zeros, and numbers that bfloat16 rounds
+// to infinity, from 3.39e38 on, for infinite; where the other factor has two parts, an infinite number may give NaN
+// instead of infinity.
 #pragma once
 
 #include <algorithm>
@@ -26,20 +31,22 @@
 
 namespace onnxfuse {
 
-inline constexpr int64_t kPanel = 32;  // columns of a panel
+inline constexpr int64_t kPanel = 32;       // columns of a panel
+inline constexpr int64_t kScaledRows = 32;  // rows of a panel that share their scales
 
 struct Weight {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
   int64_t depth = 0, columns = 0;  // K, N
   bool packed = false;
+  const BFloat16* scales = nullptr;  // of int8
 
   int64_t panels() const { return (columns + kPanel - 1) / kPanel; }
 };
 
 // Reads the layout of a weight off its rank; fails if it is neither, if K is not `depth`, or if its dtype is not that
-// of the activations: but float32 ones may be multiplied by bfloat16 weights.
-Weight weight_of(const AnyTensor& tensor, const char* name, int64_t depth, DType activations);
+// of the activations: but float32 ones may be multiplied by bfloat16 weights, all by int8 weights, which have scales.
+Weight weight_of(const AnyTensor& tensor, const AnyTensor& scale, const char* name, int64_t depth, DType activations);
 
 // N of a weight of which the type is known.
 Dim columns_of(const TensorType& weight);
@@ -49,8 +56,10 @@ struct TileLayout {
   int64_t rows, depth;
   int64_t tiles = 0, tile_rows = 0;  // tile_rows: in the highest tile
 
-  // float32, parts = 0: [slices of K][tiles][rows of a tile][row_stride], the rows spread evenly over the tiles.
-  // AMX: [tiles][K/32][parts][rows of a tile][32] bfloat16; tiles of 32 rows, or one of all rows where they are few.
+  // kFloat: [slices of K][tiles][rows of a tile][row_stride] float32, the rows spread evenly over the tiles.
+  // kAmx: [tiles][K/32][parts][rows of a tile][32] bfloat16; tiles of 32 rows, or one of all rows where they are few.
+  // kVnni: [tiles][K/32][rows of a tile], integers with a scale, see gemm_vnni.cc.
+  enum class Form { kFloat, kAmx, kVnni } form = Form::kFloat;
   int64_t parts = 0, slice_depth = 0, row_stride = 0;
 
   // For activations that have the values of dtype `a`, multiplied by weights of dtype `weight`.
@@ -58,9 +67,10 @@ struct TileLayout {
 
   size_t bytes() const;
 
-  // The first row of a tile, and the tile of a row.
-  int64_t begin(int64_t tile) const { return parts > 0 ? std::min(rows, tile * tile_rows) : rows * tile / tiles; }
-  int64_t tile_of(int64_t row) const { return parts > 0 ? row / tile_rows : ((row + 1) * tiles - 1) / rows; }
+  // The first row of a tile, and the tile of a row. All tiles but the last are of one height, unless rows are spread.
+  int64_t begin(int64_t tile) const { return spread() ? rows * tile / tiles : std::min(rows, tile * tile_rows); }
+  int64_t tile_of(int64_t row) const { return spread() ? ((row + 1) * tiles - 1) / rows : row / tile_rows; }
+  bool spread() const { return form == Form::kFloat; }
 };
 
 // Part of A where it comes from: row `row` of panel `panel` (columns 32 panel ...) starts at

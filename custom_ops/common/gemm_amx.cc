@@ -112,18 +112,22 @@ inline void convert_pair(const BFloat16* even, __mmask32 even_mask, const BFloat
   _mm512_storeu_si512(to + kRegisterBytes, _mm512_permutex2var_epi16(e, high, o));
 }
 
+// 16 numbers of each of two rows, as two parts.
+inline void store_pairs(__m512 even, __m512 odd, char* to) {
+  for (int part = 0; part < 2; ++part) {
+    const __m512 lower = rounded(even), upper = rounded(odd);
+    _mm512_storeu_si512(to + 2 * part * kRegisterBytes,
+                        _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lower), 16), _mm512_castps_si512(upper)));
+    even = remainder(even, lower);
+    odd = remainder(odd, upper);
+  }
+}
+
 inline void convert_pair(const Half* even, __mmask32 even_mask, const Half* odd, __mmask32 odd_mask, char* to) {
   for (int half = 0; half < 2; ++half, to += kRegisterBytes) {
-    __m512 e = load(even + 16 * half, static_cast<__mmask16>(even_mask >> 16 * half));
-    __m512 o = load(odd + 16 * half, static_cast<__mmask16>(odd_mask >> 16 * half));
-    for (int part = 0; part < kPartsOf<Half>; ++part) {
-      const __m512 lower = rounded(e), upper = rounded(o);
-      _mm512_storeu_si512(
-          to + 2 * part * kRegisterBytes,
-          _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lower), 16), _mm512_castps_si512(upper)));
-      e = remainder(e, lower);
-      o = remainder(o, upper);
-    }
+    const __m512 e = load(even + 16 * half, static_cast<__mmask16>(even_mask >> 16 * half));
+    const __m512 o = load(odd + 16 * half, static_cast<__mmask16>(odd_mask >> 16 * half));
+    store_pairs(e, o, to);
   }
 }
 
@@ -135,9 +139,26 @@ void convert_step(const W* b, int64_t stride, int64_t depth, int64_t columns, ch
     convert_pair(b, k < depth ? mask : 0, b + stride, k + 1 < depth ? mask : 0, to);
 }
 
-// The same for few rows, except that of each eight columns a register has four: those that instructions for parts of
-// 128 bits leave side by side. If `ahead`, weights are in order in memory, and those 32 KB on are prefetched in eight
-// streams.
+// Of int8, all of whose products with their scales have two parts.
+void convert_step(const int8_t* b, const BFloat16* scales, char* to) {
+  static_assert(kStep == kScaledRows);
+  for (int half = 0; half < 2; ++half, b += 64, to += kRegisterBytes) {
+    const __m512 scale = load(scales + 16 * half, 0xffff);
+    for (int64_t k = 0; k < kStep; k += 4) {
+      const __m512i numbers = _mm512_loadu_si512(b + k * kPanel);
+      const auto row = [&](unsigned i) {
+        const __m512i number = _mm512_srai_epi32(_mm512_slli_epi32(numbers, 24 - 8 * i), 24);
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(number), scale);
+      };
+      store_pairs(row(0), row(1), to + k * 32);
+      store_pairs(row(2), row(3), to + k * 32 + 64);
+    }
+  }
+}
+
+// As convert_step for few rows, except that of each eight columns a register has four: those that instructions for
+// parts of 128 bits leave side by side. If `ahead`, weights are in order in memory, and those 32 KB on are prefetched
+// in eight streams.
 inline void unpack_step(const BFloat16* b, int64_t stride, int64_t depth, int64_t columns, bool ahead, char* to) {
   constexpr uintptr_t kPage = 4096, kStreams = 8, kSlice = kStreams * kPage;
   const uintptr_t at = reinterpret_cast<uintptr_t>(b), slice = at / kSlice * kSlice;
@@ -249,8 +270,12 @@ void multiply_block(const TileLayout& layout, const char* a, const Weight* weigh
                             (1 + block.tiles) * slice_steps);
       for (int64_t s = 0; s < slice_steps; ++s) {
         prefetcher.piece();
-        convert_step(b + s * kStep * stride, stride, depth - (first_step + s) * kStep, weight.columns - panel * kPanel,
-                     scratch + s * kStepBytes);
+        const W* const from = b + s * kStep * stride;
+        char* const to = scratch + s * kStepBytes;
+        if constexpr (std::is_same_v<W, int8_t>)
+          convert_step(from, weight.scales + (panel * steps + first_step + s) * kPanel, to);
+        else
+          convert_step(from, stride, depth - (first_step + s) * kStep, weight.columns - panel * kPanel, to);
       }
       float* sums = block.sums + i / grouped * block.row_capacity * kPanel;
       for (int64_t tile = 0; tile < block.tiles; ++tile, sums += kTileRows * kPanel) {
@@ -337,11 +362,13 @@ void multiply_by(const TileLayout& layout, const char* a, const Weight* weights,
 bool wanted(int64_t rows, DType weight) {
   if (simd_target() != SimdTarget::kAmx) return false;
   // Of float32, six products of parts would be needed: no faster than AVX-512 wherever AMX runs at a reduced rate.
-  // Float16 takes three, and its weights are costly to convert.
-  return (weight == DType::kBFloat16 && rows >= 2) || (weight == DType::kFloat16 && rows >= 32);
+  // Weights of two parts take three, and are costly to convert.
+  const bool two_parts = weight == DType::kFloat16 || weight == DType::kInt8;
+  return (weight == DType::kBFloat16 && rows >= 2) || (two_parts && rows >= 32);
 }
 
 void cut(TileLayout& layout, DType a) {
+  layout.form = TileLayout::Form::kAmx;
   layout.parts = a == DType::kBFloat16 ? 1 : 2;
   layout.tile_rows = layout.rows <= kFewRows ? layout.rows : kTileRows;
   layout.tiles = layout.rows == 0 ? 0 : (layout.rows + layout.tile_rows - 1) / layout.tile_rows;
@@ -372,6 +399,8 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
     multiply_few_rows<2>(layout, rows, weights, count, block, converted);
   else if (weights->dtype == DType::kBFloat16)
     multiply_by<BFloat16>(layout, rows, weights, count, block, converted);
+  else if (weights->dtype == DType::kInt8)
+    multiply_by<int8_t>(layout, rows, weights, count, block, converted);
   else
     multiply_by<Half>(layout, rows, weights, count, block, converted);
   _tile_release();

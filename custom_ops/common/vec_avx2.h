@@ -104,6 +104,17 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+struct Four {
+  Vec each[4];
+};
+ONNXFUSE_INLINE Four load_fours(const int8_t* p) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const auto number = [&](int i) -> Vec {
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 24 - 8 * i), 24))};
+  };
+  return {{number(0), number(1), number(2), number(3)}};
+}
+
 ONNXFUSE_INLINE void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
 ONNXFUSE_INLINE void stream_fence() { _mm_sfence(); }
 

@@ -80,6 +80,17 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a, T{}));
 }
 
+struct Four {
+  Vec each[4];
+};
+ONNXFUSE_INLINE Four load_fours(const int8_t* p) {
+  const __m512i bytes = _mm512_loadu_si512(p);
+  const auto number = [&](unsigned i) -> Vec {
+    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(bytes, 24 - 8 * i), 24))};
+  };
+  return {{number(0), number(1), number(2), number(3)}};
+}
+
 ONNXFUSE_INLINE void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
 ONNXFUSE_INLINE void stream_fence() { _mm_sfence(); }
 

@@ -60,6 +60,14 @@ ONNXFUSE_INLINE void store(T* p, Vec a, int64_t n) {
   if (n > 0) *p = from_float<T>(a.v);
 }
 
+struct Four {
+  Vec each[4];
+};
+// each[i] lane j is number i of the j-th four.
+ONNXFUSE_INLINE Four load_fours(const int8_t* p) {
+  return {{{to_float(p[0])}, {to_float(p[1])}, {to_float(p[2])}, {to_float(p[3])}}};
+}
+
 // Stores kLanes floats, at an address that is a multiple of their size, past the caches: for what is not soon read
 // again. Another thread sees them after stream_fence().
 ONNXFUSE_INLINE void stream(float* p, Vec a) { *p = a.v; }

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
+from onnxfuse.custom_ops.int8 import SCALED_ROWS, numbers_shape
+from onnxfuse.custom_ops.linear.cases import PRODUCT_ERRORS, scales_of
 from onnxfuse.custom_ops.packing import packed_shape
 
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -21,6 +23,8 @@ ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
 # H, I, O: odd and tiny; around a panel (32) and a slice of the depth (128); several slices.
 PLAIN_WIDTHS = [(1, 1, 1), (7, 5, 3), (31, 33, 65), (129, 127, 34), (300, 257, 95)]
 PACKED_WIDTHS = [(1, 32, 32), (7, 64, 96), (128, 32, 64), (129, 160, 32), (300, 320, 96)]
+# Of int8: around a slice of the depth (256, or 128 of many rows) and a step of AMX (32).
+SCALED_WIDTHS = [(32, 32, 32), (96, 64, 96), (160, 288, 64), (288, 544, 32)]
 # Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
 VECTOR_WIDTHS = (264, 352, 160)
 VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260]
@@ -54,19 +58,20 @@ def case(
     lengths = {"gate_bias": (i,), "up_bias": (i,), "down_bias": (o,)}
     inputs: dict[str, Random | None] = {"x": Random((*rows, h), dtype, scale)}
     for name, shape in shapes.items():
-        inputs[name] = Random(packed_shape(shape) if name in packed else shape, weight_dtype, 1 / math.sqrt(shape[0]))
+        pack = numbers_shape if weight_dtype == "int8" else packed_shape
+        inputs[name] = Random(pack(shape) if name in packed else shape, weight_dtype, 1 / math.sqrt(shape[0]))
     for name, length in lengths.items():
         inputs[name] = Random(length, dtype) if name in biases else None
     inputs["skip"] = Random((*rows, h), dtype, scale) if skip else None
     inputs["norm_weight"] = Random((h,), norm) if norm else None
+    if weight_dtype == "int8":
+        inputs |= {name.replace("weight", "scale"): scales_of(shape) for name, shape in shapes.items()}
     # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
     # of the order of sqrt(K) half units. 8 covers the largest of some 10^5 results and the activation; gate and up are
     # sums of products of two normal numbers, so for a small H the largest are far from 1 (3 times farther for H = 1).
     roundings = math.sqrt(h) + math.sqrt(i)
-    tails = (1 + 2.2 / math.sqrt(h)) ** 2
-    # On AMX a product by a 16-bit weight is within 2^-15 (gemm.h), typically a quarter of that; the errors are
-    # independent, so that a sum of numbers of the order of 1 has about as much, of either sign.
-    product = 0 if weight_dtype == "float32" else 2.0**-15
+    # Of int8 only one number in 32 is normal, the scale.
+    tails = (1 + 2.2 / math.sqrt(h / (SCALED_ROWS if weight_dtype == "int8" else 1))) ** 2
     # x, of this order, may meet another x of the same one; what is normalised is of the order of 1.
     order = 1.0 if norm else scale * (math.sqrt(2) if skip else 1)
     # One more rounding of the numbers, or of products of them, that are added up makes half a unit of the result on
@@ -89,7 +94,7 @@ def case(
         outputs=dict.fromkeys(outputs if skip else ("y",), dtype),
         attributes={"activation": activation} | ({"epsilon": 1e-5} if norm else {}),
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
-        absolute=(8 * roundings * EPSILON["float32"] / 2 + product) * tails * max(order, order**2)
+        absolute=(8 * roundings * EPSILON["float32"] / 2 + PRODUCT_ERRORS[weight_dtype]) * tails * max(order, order**2)
         + rounded * bool(norm),
         cuda_absolute=rounded,  # of gate, up and their product
         benchmark=benchmark,
@@ -112,6 +117,9 @@ def cases() -> Iterator[Case]:
     for rows, packed, biases in zip(ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
         widths = PACKED_WIDTHS[rows % 5] if packed else PLAIN_WIDTHS[rows % 5]
         yield case((rows,), widths, "float32", "silu", packed, biases, weight_dtype="bfloat16", device="cpu")
+    for rows, biases, dtype in zip(ROWS, itertools.cycle(BIASES), itertools.cycle(DTYPES), strict=False):
+        widths = SCALED_WIDTHS[rows % 4]
+        yield case((rows,), widths, dtype, packed=WEIGHTS, biases=biases, weight_dtype="int8", device="cpu")
     for activation, packed, biases in itertools.product(ACTIVATIONS, PACKED[:2], BIASES):
         yield case((2, 3), (40, 64, 32), "float32", activation, packed, biases)
     for dtype in DTYPES:
@@ -131,6 +139,8 @@ def cases() -> Iterator[Case]:
         yield case(
             (1, rows), LLAMA_1B, "float32", packed=WEIGHTS, weight_dtype="bfloat16", benchmark=True, device="cpu"
         )
+    for rows in (1, 2, 4, 16, 128, 512):
+        yield case((1, rows), LLAMA_1B, "float32", packed=WEIGHTS, weight_dtype="int8", benchmark=True, device="cpu")
     for dtype, rows in itertools.product(("bfloat16", "float16"), (1, 16, 128)):
         yield case((1, rows), LLAMA_1B, dtype, packed=WEIGHTS, benchmark=True, device="cpu")
     for rows, packed in itertools.product((1, 4, 8, 16, 512, 2048), PACKED[:2]):
@@ -150,7 +160,7 @@ def refused() -> Iterator[tuple[Case, str]]:
     yield bad("up_weight", (2, 8, 16)), "up_weight is [2,8,16], expected [8,N] or packed panels [N/32,8,32]"
     yield bad("up_weight", (3, 8, 32)), "up_weight has 96 columns, gate_weight has 64: expected equal numbers"
     yield bad("down_weight", (32,)), "down_weight is [32], expected [64,N] or packed panels [N/32,64,32]"
-    yield bad("down_weight", (64, 32), "float16"), "down_weight is float16, expected float32 or bfloat16"
+    yield bad("down_weight", (64, 32), "float16"), "down_weight is float16, expected float32, bfloat16 or int8"
     yield (
         bad("gate_weight", (8, 64), "bfloat16"),
         "up_weight is float32, gate_weight is bfloat16: expected equal dtypes",

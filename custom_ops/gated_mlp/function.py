@@ -21,16 +21,20 @@ def function(
     down_bias: ir.Value | None,
     skip: ir.Value | None,
     norm_weight: ir.Value | None,
+    gate_scale: ir.Value | None,
+    up_scale: ir.Value | None,
+    down_scale: ir.Value | None,
 ) -> dict[str, ir.Value]:
     """y = (act(h Wg + bg) * (h Wu + bu)) Wd + bd; h is x + skip, the output sum, and that normalised"""
 
-    def project(value: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-        product = op.MatMul(value, op.matrix(weight))
+    def project(value: ir.Value, weight: ir.Value, bias: ir.Value | None, scale: ir.Value | None) -> ir.Value:
+        product = op.MatMul(value, op.matrix(weight, scale))
         return product if bias is None else op.Add(product, op.float32(bias))
 
     h, total = entering(op, x, skip, norm_weight)
-    gate = _activated(op, project(h, gate_weight, gate_bias))
-    y = project(op.Mul(gate, project(h, up_weight, up_bias)), down_weight, down_bias)
+    gate = _activated(op, project(h, gate_weight, gate_bias, gate_scale))
+    product = op.Mul(gate, project(h, up_weight, up_bias, up_scale))
+    y = project(product, down_weight, down_bias, down_scale)
     outputs = {"y": op.rounded(y, like=x)}
     return outputs if total is None else {**outputs, "sum": total}
 

@@ -31,8 +31,9 @@ class GatedMLP : public GatedMLPNode<T> {
 
   void compute(const Context& context) const {
     auto a = this->arguments(context);
-    require(a.gate.dtype == kDTypeOf<T> && a.down.dtype == kDTypeOf<T>,
-            "a weight is bfloat16 and x is float32, expected equal dtypes on CUDA");
+    require(a.gate.dtype == kDTypeOf<T> && a.down.dtype == kDTypeOf<T>, "a weight is ",
+            dtype_name(a.gate.dtype != kDTypeOf<T> ? a.gate.dtype : a.down.dtype), " and x is ",
+            dtype_name(kDTypeOf<T>), ", expected equal dtypes on CUDA");
     if (a.rows == 0) return;
     const cuda::Stream stream(context);
     const bool weights_have_vectors = has_vectors<T>(a.gate) && has_vectors<T>(a.up) && has_vectors<T>(a.down);

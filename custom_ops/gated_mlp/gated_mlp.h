@@ -7,7 +7,9 @@
 // x: [..., H] T = float32|float16|bfloat16; y: [..., O] T
 // gate_weight, up_weight: [H, I] T; down_weight: [I, O] T; or packed panels of 32 columns, [I/32, H, 32] and
 // [O/32, I, 32], where panel p, row k, lane j holds W[k, 32 p + j]. The rank tells; each weight may differ.
-// Where T is float32 the CPU's kernel takes bfloat16 weights, too: gate and up, down, or all.
+// Where T is float32 the CPU's kernel takes bfloat16 weights, too: gate and up, down, or all. It also takes
+// int8, see common/gemm.h: [I/32, H/4, 32, 4] and [O/32, I/4, 32, 4], with gate_scale, up_scale: [I/32, H/32, 32] and
+// down_scale: [O/32, I/32, 32] bfloat16, which multiply 32 rows of a column each.
 // gate_bias, up_bias: [I] T, down_bias: [O] T, each optional.
 // skip: like x, optional; the addition is rounded to T and is the output sum, which exists where skip does.
 // norm_weight: [H] T or float32, optional: h = RMSNorm(x or sum) * norm_weight, see rms_norm/rms_norm.h; without it h

@@ -20,9 +20,10 @@ inline Activation activation_named(const std::string& name) {
 template <typename T>
 class GatedMLPNode {
  public:
-  static constexpr Port kInputs[] = {required<T>("x"),         any("gate_weight"),       any("up_weight"),
-                                     any("down_weight"),       optional<T>("gate_bias"), optional<T>("up_bias"),
-                                     optional<T>("down_bias"), optional<T>("skip"),      optional_any("norm_weight")};
+  static constexpr Port kInputs[] = {required<T>("x"),           any("gate_weight"),       any("up_weight"),
+                                     any("down_weight"),         optional<T>("gate_bias"), optional<T>("up_bias"),
+                                     optional<T>("down_bias"),   optional<T>("skip"),      optional_any("norm_weight"),
+                                     optional_any("gate_scale"), optional_any("up_scale"), optional_any("down_scale")};
   static constexpr Port kOutputs[] = {required<T>("y"), optional<T>("sum")};
 
   static void infer(const ShapeInference& shapes) {
@@ -56,13 +57,13 @@ class GatedMLPNode {
     a.x = x.data;
     a.width = x.shape[-1];
     a.rows = x.shape.count(0, x.shape.rank() - 1);
-    a.gate = weight_of(context.input(1), "gate_weight", a.width, kDTypeOf<T>);
-    a.up = weight_of(context.input(2), "up_weight", a.width, kDTypeOf<T>);
+    a.gate = weight_of(context.input(1), context.input(kScale), "gate_weight", a.width, kDTypeOf<T>);
+    a.up = weight_of(context.input(2), context.input(kScale + 1), "up_weight", a.width, kDTypeOf<T>);
     require(a.up.columns == a.gate.columns, "up_weight has ", a.up.columns, " columns, gate_weight has ",
             a.gate.columns, ": expected equal numbers");
     require(a.up.dtype == a.gate.dtype, "up_weight is ", dtype_name(a.up.dtype), ", gate_weight is ",
             dtype_name(a.gate.dtype), ": expected equal dtypes");
-    a.down = weight_of(context.input(3), "down_weight", a.gate.columns, kDTypeOf<T>);
+    a.down = weight_of(context.input(3), context.input(kScale + 2), "down_weight", a.gate.columns, kDTypeOf<T>);
     a.gate_bias = bias_of(context, 4, a.gate.columns);
     a.up_bias = bias_of(context, 5, a.gate.columns);
     a.down_bias = bias_of(context, 6, a.down.columns);
@@ -77,7 +78,7 @@ class GatedMLPNode {
   float epsilon_;
 
  private:
-  static constexpr size_t kSkip = 7, kNormWeight = 8;
+  static constexpr size_t kSkip = 7, kNormWeight = 8, kScale = 9;
 
   // What is done to x before the projections.
   void set_norm(const Context& context, const Shape& x, Arguments* a) const {

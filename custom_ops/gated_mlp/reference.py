@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from onnxfuse.custom_ops.packing import unpack
+from onnxfuse.custom_ops.int8 import matrix
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -27,18 +27,21 @@ def reference(
     down_bias: np.ndarray | None = None,
     skip: np.ndarray | None = None,
     norm_weight: np.ndarray | None = None,
+    gate_scale: np.ndarray | None = None,
+    up_scale: np.ndarray | None = None,
+    down_scale: np.ndarray | None = None,
     *,
     activation: str,
     epsilon: float = 0.0,
 ) -> tuple[np.ndarray, ...]:
-    """y of GatedMLP: `x: [..., H]`, weights [K, N] or packed [N/32, K, 32], any floating-point dtype; y float64.
+    """y of GatedMLP: `x: [..., H]`, weights [K, N] or packed [N/32, K, 32], any floating-point dtype, or int8 with
+    scales; y float64.
 
     With `skip: [..., H]` also x + skip, rounded to x's dtype.
     """
 
-    def project(value: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        plain = unpack(weight) if weight.ndim == 3 else weight
-        return value @ plain.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
+    def project(value: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, scale: np.ndarray | None) -> np.ndarray:
+        return value @ matrix(weight, scale) + (0 if bias is None else bias.astype(np.float64))
 
     h = x.astype(np.float64)
     if skip is not None:
@@ -47,6 +50,6 @@ def reference(
     if norm_weight is not None:
         mean_square = np.mean(h * h, axis=-1, keepdims=True)
         h = h / np.sqrt(mean_square + np.float32(epsilon)) * norm_weight.astype(np.float64)
-    gate = ACTIVATIONS[activation](project(h, gate_weight, gate_bias))
-    y = project(gate * project(h, up_weight, up_bias), down_weight, down_bias)
+    gate = ACTIVATIONS[activation](project(h, gate_weight, gate_bias, gate_scale))
+    y = project(gate * project(h, up_weight, up_bias, up_scale), down_weight, down_bias, down_scale)
     return (y,) if skip is None else (y, total)

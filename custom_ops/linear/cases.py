@@ -7,11 +7,25 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from onnxfuse.custom_ops.case import EPSILON, Case, Random
+from onnxfuse.custom_ops.case import EPSILON, INT8_RMS, Case, Random
+from onnxfuse.custom_ops.int8 import SCALED_ROWS, numbers_shape, scales_shape
 from onnxfuse.custom_ops.packing import packed_shape
 
 # T and the dtype of the weights.
 DTYPES = [("float32", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+INT8_DTYPES = [("float32", "int8"), ("float16", "int8"), ("bfloat16", "int8")]
+
+# What sums of products of numbers of the order of 1 are off by, beside roundings to float32 (see common/gemm.h). Errors
+# are independent, and of either sign, so that a sum of products of the order of 1 has about as much as one of them.
+PRODUCT_ERRORS = {
+    "float32": 0.0,
+    # On AMX a product is within 2^-15, typically a quarter of that.
+    "float16": 2.0**-15,
+    "bfloat16": 2.0**-15,
+    # On VNNI an activation is within 2^-16 of the largest of 32, evenly spread: 4 times the others, or more among gated
+    # ones, 1 / sqrt(3) of it in the mean square; 5 covers the largest of some 10^5.
+    "int8": 5 * 4 / math.sqrt(3) * 2.0**-16,
+}
 
 # Around every tile height of every target, then blocks of rows and what is normalised at a time.
 ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
@@ -21,6 +35,8 @@ PACKED = [(1, (32,)), (7, (64, 96, 32)), (129, (160,)), (300, (320, 64, 64)), (1
 # Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
 VECTORS = (264, (352, 88, 88))
 VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260]
+# Of int8: around a slice of the depth (256, or 128 of many rows) and a step of AMX (32).
+SCALED = [(32, (32,)), (96, (64, 96, 32)), (160, (160,)), (288, (320, 64)), (544, (32, 96))]
 # skip, norm_weight
 FRONTS = [(False, False), (False, True), (True, True), (True, False)]
 QKV_7B = (4096, (4096, 4096, 4096))
@@ -57,24 +73,24 @@ def case(
     }
     for i in range(3):
         shape = (depth, columns[i]) if i < len(columns) else None
-        layout = packed_shape(shape) if shape and layouts[i] else shape
+        pack = numbers_shape if weight_dtype == "int8" else packed_shape
+        layout = pack(shape) if shape and layouts[i] else shape
         inputs[f"weight_{i}"] = Random(layout, weight_dtype, 1 / math.sqrt(max(depth, 1))) if layout else None
         inputs[f"bias_{i}"] = Random((columns[i],), dtype) if shape and i in biases else None
+    for i, n in enumerate(columns if weight_dtype == "int8" else ()):
+        inputs[f"scale_{i}"] = scales_of((depth, n))
     outputs = {f"y_{i}": dtype if i < len(columns) else None for i in range(3)}
     outputs["sum"] = dtype if skip and reads_sum else None
     while list(outputs.values())[-1] is None:
         outputs.popitem()
     # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
     # of the order of sqrt(K) half units; 8 covers the largest of some 10^5 results. For a small K results are far from
-    # 1: the largest of a product of three normal numbers is some 30.
-    tails = (1 + 2.2 / math.sqrt(max(depth, 1))) ** 2
+    # 1: the largest of a product of three normal numbers is some 30. Of int8 one number in 32, the scale, is normal.
+    tails = (1 + 2.2 / math.sqrt(max(depth / (SCALED_ROWS if weight_dtype == "int8" else 1), 1))) ** 2
     # x + skip is twice as large in the mean square, the norm makes that 1 again, and its own error is a few units.
     size = math.sqrt(2) if skip and not norm else 1
     absolute = 8 * math.sqrt(depth) * EPSILON["float32"] / 2
-    if weight_dtype != "float32":
-        # On AMX a product by a 16-bit weight is within 2^-15 (gemm.h), typically a quarter of that; the errors are
-        # independent, so that a sum of numbers of the order of 1 has about as much, of either sign.
-        absolute += 2.0**-15
+    absolute += PRODUCT_ERRORS[weight_dtype]
     if norm:
         # h is rounded to T: errors of up to half a unit and of either sign in a sum of K terms make half a unit of the
         # result on average; 5 covers the largest of some 10^5.
@@ -100,6 +116,11 @@ def case(
     )
 
 
+def scales_of(shape: tuple[int, int]) -> Random:
+    """Scales that make the products by a weight [K, N] of int8 of the order of h."""
+    return Random(scales_shape(shape), "bfloat16", 1 / (INT8_RMS * math.sqrt(shape[0])))
+
+
 def cases() -> Iterator[Case]:
     """Every height of tile, mixes of weights, layouts, biases and what is in front, then the shapes of Llama."""
     for dtypes, rounds in zip(DTYPES, (2, 1, 1, 2), strict=True):
@@ -117,9 +138,13 @@ def cases() -> Iterator[Case]:
         yield case((3,), (16, (0, 8)), dtypes)
         for front in ((True, True), (True, False)):
             yield case((7,), (40, (24,)), dtypes, skip=front[0], norm=front[1], reads_sum=False)
+    mixes = zip(itertools.cycle(SCALED), itertools.cycle(FRONTS), itertools.cycle(INT8_DTYPES), strict=False)
+    for i, (rows, (widths, (skip, norm), dtypes)) in enumerate(zip(ROWS * 3, mixes, strict=False)):
+        biases = [(), (0, 2), (1,)][i % 3]
+        yield case((rows,), widths, dtypes, skip=skip, norm=norm, packed=True, biases=biases, device="cpu")
     yield case((), (40, (24, 8)), ("float32", "float32"), skip=True, norm=True)
     for (weights, front), dtypes, rows in itertools.product(
-        [(QKV_7B, True), (OUTPUT_7B, False)], (DTYPES[0], DTYPES[3], DTYPES[1]), (1, 4, 16, 128, 512)
+        [(QKV_7B, True), (OUTPUT_7B, False)], (DTYPES[0], DTYPES[3], INT8_DTYPES[0], DTYPES[1]), (1, 4, 16, 128, 512)
     ):
         yield case((1, rows), weights, dtypes, norm=front, packed=True, benchmark=True, device="cpu")
     for widths, dtypes, rows in itertools.product((QKV_7B, QKV_1B, OUTPUT_7B, LOGITS_7B), DTYPES[1:3], (1, 4, 16, 128)):
@@ -139,10 +164,22 @@ def refused() -> Iterator[tuple[Case, str]]:
     yield bad("norm_weight", (8,), "float16"), "norm_weight is float16, expected float32"
     yield bad("weight_0", (9, 64)), "weight_0 is [9,64], expected [8,N] or packed panels [N/32,8,32]"
     yield bad("weight_1", (2, 8, 16)), "weight_1 is [2,8,16], expected [8,N] or packed panels [N/32,8,32]"
-    yield bad("weight_1", (8, 32), "float16"), "weight_1 is float16, expected float32 or bfloat16"
+    yield bad("weight_1", (8, 32), "float16"), "weight_1 is float16, expected float32, bfloat16 or int8"
     yield bad("bias_0", (63,)), "bias_0 is [63], expected [64]"
     yield bad("bias_1", (1, 32)), "bias_1 is [1,32], expected [32]"
     half = case((2, 3), (8, (64,)), ("float16", "float32"))
-    yield replace(half, name="float32 weight"), "weight_0 is float32, expected float16"
+    yield replace(half, name="float32 weight"), "weight_0 is float32, expected float16 or int8"
+    scaled = case((2, 3), (64, (64, 32)), INT8_DTYPES[0], packed=True)
+
+    def bad_scaled(name: str, given: Random | None) -> Case:
+        return replace(scaled, inputs={**scaled.inputs, name: given}, name=f"{name} {given}")
+
+    yield bad_scaled("scale_0", None), "weight_0 is int8 without scales, expected int8 with scales or another dtype"
+    yield bad_scaled("weight_0", Random((64, 64))), "weight_0 is float32 and has scales"
+    yield bad_scaled("scale_1", Random((1, 3, 32), "bfloat16")), "the scale of weight_1 is [1,3,32], expected [1,2,32]"
+    yield bad_scaled("scale_0", Random((2, 2, 32))), "an input is float32, expected bfloat16"
+    yield bad_scaled("weight_0", Random((64, 64), "int8")), "weight_0 is int8 and [64,64], expected [N/32,K/4,32,4]"
+    odd = case((2, 3), (48, (64,)), INT8_DTYPES[0], packed=True)
+    yield replace(odd, name="odd depth"), "weight_0 is int8 and [2,12,32,4], expected [N/32,K/4,32,4], K = 48"
     yield replace(good, attributes={}, name="no epsilon"), "attribute epsilon is missing, expected with norm_weight"
     yield replace(good, attributes={"epsilon": 1}, name="epsilon type"), "attribute epsilon is not a float"

@@ -27,10 +27,8 @@ class Linear : public LinearNode<T> {
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t first = a.rows * pass / passes, rows = a.rows * (pass + 1) / passes - first;
       const T* h = entering.block(first, rows);
-      for (const DType dtype : {kDTypeOf<T>, DType::kBFloat16}) {
+      for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8})
         multiply_by(context, a, dtype, h, first, rows);
-        if constexpr (!std::is_same_v<T, float>) break;  // there are weights of this dtype only
-      }
     }
   }
 

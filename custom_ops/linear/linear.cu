@@ -26,6 +26,8 @@ class Linear : public LinearNode<T> {
 
   void compute(const Context& context) const {
     const auto a = this->arguments(context);
+    for (int i = 0; i < a.count; ++i)
+      require(a.products[i].weight.scales == nullptr, "a weight is int8, expected another dtype on CUDA");
     if (a.rows == 0) return;
     const cuda::Stream stream(context);
     if (a.rows == 1 && can_share_a_launch(a)) {

@@ -7,10 +7,11 @@
 // x: [..., K] T = float32|float16|bfloat16. skip: like x, optional; the addition is rounded to T and is the output sum.
 // norm_weight: [K] T or float32, optional: h = RMSNorm(x or sum) * norm_weight, see rms_norm/rms_norm.h.
 // weight_i: [K, N_i] T, or packed panels of 32 columns, [N_i/32, K, 32], as in gated_mlp/gated_mlp.h; the rank tells.
-// Where T is float32 a weight may be bfloat16. bias_i: [N_i] T, optional. y_i: [..., N_i] T; sum: like x.
-// weight_1 and weight_2 are optional; y_i exists where weight_i does, sum where skip does. Order of the inputs: x,
-// skip, norm_weight, weight_0, bias_0, weight_1, bias_1, weight_2, bias_2; of the outputs: y_0, y_1, y_2, sum.
-// Attribute epsilon: float, in units of x squared; required with norm_weight.
+// Where T is float32 a weight may be bfloat16. On the CPU it may be int8, see common/gemm.h: [N_i/32, K/4, 32, 4] with
+// scale_i: [N_i/32, K/32, 32] bfloat16, which multiplies 32 rows of a column. bias_i: [N_i] T, optional. y_i: [...,
+// N_i] T; sum: like x. weight_1 and weight_2 are optional; y_i exists where weight_i does, sum where skip does. Order
+// of the inputs: x, skip, norm_weight, weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, scale_0, scale_1, scale_2;
+// of the outputs: y_0, y_1, y_2, sum. Attribute epsilon: float, in units of x squared; required with norm_weight.
 //
 // Source: the projections of a Llama layer (Vaswani et al. 2017, arXiv:1706.03762) behind its norm (Zhang & Sennrich
 // 2019, arXiv:1910.07467): query, key and value; the attention's output; the last norm and the logits.

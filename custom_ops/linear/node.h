@@ -12,9 +12,10 @@ namespace onnxfuse {
 template <typename T>
 class LinearNode {
  public:
-  static constexpr Port kInputs[] = {required<T>("x"),      optional<T>("skip"),      optional_any("norm_weight"),
-                                     any("weight_0"),       optional<T>("bias_0"),    optional_any("weight_1"),
-                                     optional<T>("bias_1"), optional_any("weight_2"), optional<T>("bias_2")};
+  static constexpr Port kInputs[] = {required<T>("x"),        optional<T>("skip"),      optional_any("norm_weight"),
+                                     any("weight_0"),         optional<T>("bias_0"),    optional_any("weight_1"),
+                                     optional<T>("bias_1"),   optional_any("weight_2"), optional<T>("bias_2"),
+                                     optional_any("scale_0"), optional_any("scale_1"),  optional_any("scale_2")};
   static constexpr Port kOutputs[] = {required<T>("y_0"), optional<T>("y_1"), optional<T>("y_2"), optional<T>("sum")};
 
   static void infer(const ShapeInference& shapes) {
@@ -81,12 +82,13 @@ class LinearNode {
   float epsilon_;
 
  private:
-  static constexpr size_t kSum = kMostProducts;
+  static constexpr size_t kSum = kMostProducts, kScale = kWeight + 2 * kMostProducts;
 
   static Product product(const Context& context, int i, Shape shape) {
     const size_t index = weight_index(i);
     Product product{};
-    product.weight = weight_of(context.input(index), kInputs[index].name, shape[-1], kDTypeOf<T>);
+    product.weight = weight_of(context.input(index), context.input(kScale + static_cast<size_t>(i)),
+                               kInputs[index].name, shape[-1], kDTypeOf<T>);
     const auto bias = context.input<T>(index + 1);
     if (bias.present) {
       require(bias.shape == Shape{product.weight.columns}, kInputs[index + 1].name, " is ", bias.shape, ", expected [",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxfuse.custom_ops.packing import unpack
+from onnxfuse.custom_ops.int8 import matrix
 
 
 def reference(
@@ -17,6 +17,9 @@ def reference(
     bias_1: np.ndarray | None,
     weight_2: np.ndarray | None,
     bias_2: np.ndarray | None,
+    scale_0: np.ndarray | None = None,
+    scale_1: np.ndarray | None = None,
+    scale_2: np.ndarray | None = None,
     *,
     epsilon: float = 0.0,
 ) -> tuple[np.ndarray | None, ...]:
@@ -29,10 +32,10 @@ def reference(
         mean_square = np.mean(h * h, axis=-1, keepdims=True)
         h = h / np.sqrt(mean_square + np.float32(epsilon)) * norm_weight.astype(np.float64)
 
-    def product(weight: np.ndarray | None, bias: np.ndarray | None) -> np.ndarray | None:
+    def product(weight: np.ndarray | None, bias: np.ndarray | None, scale: np.ndarray | None) -> np.ndarray | None:
         if weight is None:
             return None
-        plain = unpack(weight) if weight.ndim == 3 else weight
-        return h @ plain.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
+        return h @ matrix(weight, scale) + (0 if bias is None else bias.astype(np.float64))
 
-    return product(weight_0, bias_0), product(weight_1, bias_1), product(weight_2, bias_2), total
+    products = ((weight_0, bias_0, scale_0), (weight_1, bias_1, scale_1), (weight_2, bias_2, scale_2))
+    return *(product(*of_one) for of_one in products), total
