@@ -15,13 +15,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxfuse import catalog, model_io, runtime, soundness
-from onnxfuse.bfloat16 import Rounded, to_bfloat16
 from onnxfuse.blocks import group_blocks
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explain import Event, Fused, NearMiss, Refused
 from onnxfuse.fusion import Fusion
 from onnxfuse.kernel_layout import to_kernel_layout
 from onnxfuse.kv_cache import share_cache
+from onnxfuse.narrow import FORMS, Narrowed, narrow
 from onnxfuse.normalise import normalise, tidy
 from onnxfuse.report import Report, Verification, fused_count, node_count
 from onnxfuse.rewriter import rewrite
@@ -36,7 +36,7 @@ TARGETS = ("cpu", "cuda")
 LEVELS = ("op", "block")
 KV_CACHES = ("concat", "shared")
 VERIFICATIONS = ("match", "model", "none")
-WEIGHTS = (*model_io.WEIGHTS, "bf16")
+WEIGHTS = (*model_io.WEIGHTS, *FORMS)
 
 Source = str | os.PathLike | onnx.ModelProto | ir.Model
 Progress = Callable[[str, int, int | None], None]  # what is done, how much of it, of how much (None: unknown)
@@ -86,10 +86,10 @@ def optimize(
         share (see `onnxfuse.kv_cache`).
     verify : "match" | "model" | "none"
         Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
-    weights : "copy" | "reference" | "bf16"
+    weights : "copy" | "reference" | "bf16" | "int8"
         What happens to weights in external data files, see `model_io.save`; or the matrices of a model that computes in
-        float32 are rounded to bfloat16 after the fusions are proven equal (see `onnxfuse.bfloat16`). Then `verify`
-        "model" also measures the error of that.
+        float32 are rounded to bfloat16 or 8 bits after the fusions are proven equal (see `onnxfuse.narrow`). Then
+        `verify` "model" also measures the error of that.
     progress : callable(stage, done, total), optional
 
     Raises
@@ -114,9 +114,9 @@ def optimize(
     ):
         if value not in known:
             raise UsageError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
-    if weights == "bf16" and target != "cpu":
+    if weights in FORMS and target != "cpu":
         raise UsageError(
-            f"weights is 'bf16' and target is {target!r}: float32 activations times bfloat16 weights are the CPU's, "
+            f"weights is {weights!r} and target is {target!r}: float32 activations times narrow weights are the CPU's, "
             "expected target 'cpu'; for a GPU export the model in bfloat16 or float16"
         )
     chosen = choose(fusions, skip)
@@ -178,8 +178,8 @@ class _Run:
         self.progress = progress
         self.seconds: dict[str, float] = {}
         self.library = _library() if target == "cpu" else None
-        self.rounds = weights == "bf16"
-        self.rounded: Rounded | None = None
+        self.narrows = weights in FORMS
+        self.narrowed: Narrowed | None = None
 
     def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
         with self._timed("load"):
@@ -188,9 +188,9 @@ class _Run:
             self._check_output(loaded)
             before = node_count(loaded)
         model = loaded.clone() if isinstance(self.source, ir.Model) else loaded
-        exact = loaded.clone() if self.rounds and self.verify == "model" else model
+        exact = loaded.clone() if self.narrows and self.verify == "model" else model
         with _uncollected():
-            events, notes = self.rewrite(model, fusions, rounds=self.rounds)
+            events, notes = self.rewrite(model, fusions, narrows=self.narrows)
             if exact is not model:
                 self.rewrite(exact, fusions)
         report = Report(
@@ -210,7 +210,7 @@ class _Run:
             raise Rejected(f"required and not found in the model: {', '.join(absent)}", report)
         if self.verify == "model":
             self._verify_whole(exact, fusions, events, report)
-            if self.rounds:
+            if self.narrows:
                 self._measure_rounding(exact, model, report)
         if self.output is not None:
             with self._timed("write"):
@@ -224,13 +224,13 @@ class _Run:
     @property
     def _storage(self) -> str:
         """What `model_io` does with weights."""
-        return "copy" if self.rounds else self.weights
+        return "copy" if self.narrows else self.weights
 
     def _protected(self) -> list[str | os.PathLike]:
         return [self.source] if isinstance(self.source, str | os.PathLike) else []
 
     def rewrite(
-        self, model: ir.Model, fusions: Sequence[Fusion], *, rounds: bool = False
+        self, model: ir.Model, fusions: Sequence[Fusion], *, narrows: bool = False
     ) -> tuple[list[Event], list[str]]:
         """Rewrite `model` in place; what happened, and remarks on the verification."""
         interface = soundness.interface(model)
@@ -251,8 +251,8 @@ class _Run:
             with self._timed("tidy"):
                 tidy(model, facts)
         with self._timed("tidy"):
-            if rounds:
-                self.rounded = to_bfloat16(model, facts)
+            if narrows:
+                self.narrowed = narrow(model, facts, self.weights)
             to_kernel_layout(model, facts, self.target)
             if soundness.interface(model) != interface:
                 raise AssertionError(f"the rewrite changed the interface: {interface} -> {soundness.interface(model)}")
@@ -273,9 +273,9 @@ class _Run:
             notes.append(f"{len(verifier.verdicts)} different structures among {verifier.candidates} matches")
             if self.library is None:
                 notes.append(f"no operator library for {self.target}: matches were verified as function bodies")
-        if rounds:
+        if narrows:
             unmeasured = "" if self.verify == "model" else "; verify 'model' measures what that changes"
-            notes.append(self.rounded.note() + unmeasured)
+            notes.append(self.narrowed.note() + unmeasured)
         return events, notes
 
     def _in_order(self, fusions: Sequence[Fusion]) -> list[list[Fusion]]:
@@ -316,21 +316,21 @@ class _Run:
         blame = f"; without {', '.join(names)} it does not: --skip {','.join(names)}" if names else ""
         raise Rejected(f"the rewritten model differs from the original{blame}", report)
 
-    def _measure_rounding(self, exact: ir.Model, rounded: ir.Model, report: Report) -> None:
+    def _measure_rounding(self, exact: ir.Model, narrowed: ir.Model, report: Report) -> None:
         original = self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
         with self._timed("verify"):
             found = measure(
                 original,
                 exact,
-                rounded,
-                matrices=self.rounded.matrices,
+                narrowed,
+                self.narrowed,
                 library=self.library,
-                progress=lambda done, total: self.progress("measuring the error of bfloat16 weights", done, total),
+                progress=lambda done, total: self.progress("measuring the error of the weights", done, total),
             )
         report.verification = replace(report.verification, rounding=found, passed=found.passed)
         if not found.passed:
             far = ", ".join(check.name for check in found.outputs if not check.passed)
-            raise Rejected(f"with bfloat16 weights {far} is farther off than their rounding explains", report)
+            raise Rejected(f"with {self.weights} weights {far} is farther off than their rounding explains", report)
 
     def _write(self, model: ir.Model) -> None:
         model_io.save(

@@ -1,10 +1,15 @@
-"""Weights of projections as bfloat16 (`weights="bf16"`), for models that compute in float32: half the bytes to read.
+"""Weights of projections in fewer bits (`weights="bf16"` or `"int8"`), for models that compute in float32.
 
-After the fusions are proven equal, every constant matrix that activations are multiplied by is rounded to the nearest
-bfloat16, which changes a weight by at most 2^-9 of itself. Linear and GatedMLP read it so, in panels where its columns
-are a multiple of 32; MatMul by a constant becomes Linear. All that is computed stays float32, and so do embedding
+After the fusions are proven equal, every constant matrix that activations are multiplied by is rounded. Linear and
+GatedMLP read it so; MatMul by a constant becomes Linear. All that is computed stays float32, and so do embedding
 tables, norms and biases; the function bodies widen the weights. Like packed weights these are computed when the model
 is written, a slab of rows at a time.
+
+bf16   the nearest bfloat16, a change of at most 2^-9 of a weight; half the bytes. In panels of 32 columns where their
+       number is a multiple of that.
+int8   integers with a scale for 32 rows of a column (see `onnxfuse.custom_ops.int8`), a change of at most 1/254 of the
+       largest weight of those 32; 8.5 bits a weight. Matrices whose rows or columns are no multiple of 32 become
+       bfloat16.
 
 What else reads a matrix still finds it in float32. A matrix with values that bfloat16 does not have, infinite ones or
 some beyond 3.39e38, stays as it is, and so do products by Gemm and by constants of another rank.
@@ -12,59 +17,98 @@ some beyond 3.39e38, stays as it is, and so do products by Gemm and by constants
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse.custom_ops import int8
 from onnxfuse.custom_ops.functions import attach
-from onnxfuse.custom_ops.packing import PANEL, is_packable, pack, packed_shape
+from onnxfuse.custom_ops.packing import PANEL, is_packable, pack, packed_shape, unpack
 from onnxfuse.derived import SLAB, ComputedTensor, unmap
 from onnxfuse.errors import UsageError
 from onnxfuse.facts import Facts
 from onnxfuse.kernel_layout import WEIGHTS
 from onnxfuse.operators import OWN, dtype_name
 from onnxfuse.order import Order
+from onnxfuse.report import in_words
 from onnxfuse.soundness import bodies
 from onnxfuse.splice import Names, record_origin
 
-UNIT = 2.0**-9  # the largest relative change of a weight
+# Where an operator has the scale of a weight, by the input that the weight is.
+SCALES = {"GatedMLP": {1: 9, 2: 10, 3: 11}, "Linear": {3: 9, 5: 10, 7: 11}}
 _LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 _16_BITS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NARROW = (ir.DataType.BFLOAT16, ir.DataType.INT8)  # what was rounded before
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """What `to_bfloat16` did: matrices that are bfloat16 now, and the names of those that cannot be."""
+class Form:
+    """A form of fewer bits.
 
-    matrices: int
+    Attributes
+    ----------
+    dtype
+        Of the numbers.
+    error
+        Root mean square of what a weight changes by, relative to that of the weights beside it.
+    takes
+        Whether a matrix [K, N] has this form.
+    parts
+        The tensors it consists of, see `_Matrix.computed`.
+    """
+
+    dtype: str
+    error: float
+    takes: Callable[[tuple[int, int]], bool]
+    parts: Callable[[_Matrix, str], tuple[ComputedTensor, ...]]
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What `narrow` did: matrices that are narrow now, by dtype, and the names of those that cannot be."""
+
+    matrices: dict[str, int]
     kept: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """Root mean square of the relative error of products by all these matrices behind each other."""
+        return math.sqrt(sum(_BY_DTYPE[dtype].error ** 2 * count for dtype, count in self.matrices.items()))
 
     def note(self) -> str:
         """In words."""
-        text = f"{self.matrices} matrices were rounded to bfloat16"
+        text = f"rounded: {in_words(self.matrices) or 'nothing'}"
         if self.kept:
             text += f"; float32 stay, for values that bfloat16 does not have: {', '.join(map(repr, self.kept))}"
         return text
 
 
-def to_bfloat16(model: ir.Model, facts: Facts) -> Rounded:
-    """Round the matrices of all projections of the fused `model`, in place; those that are bfloat16 stay as they are.
+def narrow(model: ir.Model, facts: Facts, weights: str) -> Narrowed:
+    """Round the matrices of all projections of the fused `model`, in place; those that are narrow stay as they are.
+
+    Parameters
+    ----------
+    weights
+        One of `FORMS`.
 
     Raises
     ------
     UsageError
         The model computes in 16 bits, or has no projection by a constant matrix.
     """
-    found = _Projections(model, facts)
+    found = _Projections(model, facts, weights)
     projections = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if found.is_projection(node)]
     if not projections:
-        raise UsageError("weights is 'bf16', but the model multiplies by no constant matrix of float32")
+        raise UsageError(f"weights is {weights!r}, but the model multiplies by no constant matrix of float32")
     for node in projections:
         found.round(node)
     found.drop_unused()
-    return Rounded(sum(value is not None and bool(value.uses()) for value in found.rounded.values()), tuple(found.kept))
+    return Narrowed(found.counts(), tuple(found.kept))
 
 
 @dataclass(frozen=True)
@@ -72,16 +116,79 @@ class _Matrix:
     """A constant matrix [K, N], or panels of one: the transpose of `weight` where that is what is multiplied by."""
 
     weight: ir.Value
+    tensor: ir.TensorProtocol
     transposed: bool = False
+
+    def __hash__(self) -> int:
+        return hash((self.weight, self.transposed))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """K, N"""
+        shape = tuple(int(size) for size in self.tensor.shape)
+        if len(shape) == 3:
+            return shape[1], shape[0] * PANEL
+        return shape[::-1] if self.transposed else shape
+
+    def computed(
+        self, name: str, dtype: ir.DataType, shape: tuple[int, ...], rows: Callable[[np.ndarray, int, int], np.ndarray]
+    ) -> ComputedTensor:
+        """A tensor whose rows are made of what `weight` holds."""
+        return ComputedTensor(lambda: self.tensor, rows, dtype, shape, name)
+
+    def of_panels(
+        self, name: str, dtype: ir.DataType, shape: tuple[int, ...], made: Callable[[np.ndarray], np.ndarray]
+    ) -> ComputedTensor:
+        """A tensor whose rows are panels: `made` of these columns of the matrix."""
+
+        def rows(stored: np.ndarray, start: int, stop: int) -> np.ndarray:
+            if stored.ndim == 3:
+                return made(unpack(stored[start:stop]))
+            plain = stored.T if self.transposed else stored
+            return made(plain[:, start * PANEL : stop * PANEL])
+
+        return self.computed(name, dtype, shape, rows)
+
+
+def _as_bfloat16(matrix: _Matrix, name: str) -> tuple[ComputedTensor, ...]:
+    dtype = ir.DataType.BFLOAT16
+    if is_packable(matrix.shape):
+        shape = packed_shape(matrix.shape)
+        return (matrix.of_panels(name, dtype, shape, lambda columns: pack(columns.astype(ml_dtypes.bfloat16))),)
+
+    def rows(stored: np.ndarray, start: int, stop: int) -> np.ndarray:
+        plain = stored.T if matrix.transposed else stored
+        return np.array(plain[start:stop], ml_dtypes.bfloat16, order="C")
+
+    return (matrix.computed(name, dtype, matrix.shape, rows),)
+
+
+def _as_int8(matrix: _Matrix, name: str) -> tuple[ComputedTensor, ...]:
+    def numbers(columns: np.ndarray) -> np.ndarray:
+        return int8.numbers_of(columns, int8.scales_of(columns))
+
+    return (
+        matrix.of_panels(name, ir.DataType.INT8, int8.numbers_shape(matrix.shape), numbers),
+        matrix.of_panels(f"{name}/scale", ir.DataType.BFLOAT16, int8.scales_shape(matrix.shape), int8.scales_of),
+    )
+
+
+# Evenly spread over a range that reaches d to both sides, errors are d / sqrt(3) in the mean square. d is 2^-9 of a
+# weight, or 1/254 of the largest of 32, which is some 3 times their root mean square.
+BFLOAT16 = Form("bfloat16", 2.0**-9 / math.sqrt(3), lambda shape: True, _as_bfloat16)
+INT8 = Form("int8", 3 / 254 / math.sqrt(3), int8.has_int8, _as_int8)
+FORMS = {"bf16": (BFLOAT16,), "int8": (INT8, BFLOAT16)}  # a matrix gets the first form that takes it
+_BY_DTYPE = {form.dtype: form for form in (BFLOAT16, INT8)}
 
 
 class _Projections:
-    def __init__(self, model: ir.Model, facts: Facts) -> None:
+    def __init__(self, model: ir.Model, facts: Facts, weights: str) -> None:
+        self.weights = weights
         self.model = model
         self.facts = facts
         self.names = Names(Order(model))
         self.body = bodies(facts)
-        self.rounded: dict[_Matrix, ir.Value | None] = {}  # None: it cannot be
+        self.rounded: dict[_Matrix, tuple[ir.Value, ...] | None] = {}  # None: it cannot be, or is already
         self.kept: dict[str, None] = {}  # an ordered set
 
     def is_projection(self, node: ir.Node) -> bool:
@@ -96,25 +203,25 @@ class _Projections:
         if dtype in _16_BITS and any(matrices):
             name = dtype_name(dtype)
             raise UsageError(
-                f"weights is 'bf16', but {node.name!r} computes in {name}: expected a model that computes in float32; "
-                f"the weights of a {name} model have 16 bits already"
+                f"weights is {self.weights!r}, but {node.name!r} computes in {name}: expected a model that computes in "
+                f"float32; the weights of a {name} model have 16 bits already"
             )
         return dtype == ir.DataType.FLOAT and any(matrices)
 
     def round(self, node: ir.Node) -> None:
         """Give a projection its rounded weights."""
         if node.domain != OWN:
-            weight = self._rounded(self._matrix(node, 1))
-            if weight is not None:
-                self._replace(node, weight)
+            parts = self._rounded(self._matrix(node, 1))
+            if parts is not None:
+                self._replace(node, parts)
             return
         before = list(node.inputs)
         for group in WEIGHTS[node.op_type]:
             matrices = [self._matrix(node, index) for index in group]
-            weights = [None if matrix is None else self._rounded(matrix) for matrix in matrices]
-            if None not in weights:
-                for index, weight in zip(group, weights, strict=True):
-                    node.replace_input_with(index, weight)
+            rounded = [None if matrix is None else self._rounded(matrix) for matrix in matrices]
+            if None not in rounded:
+                for index, parts in zip(group, rounded, strict=True):
+                    _give(node, index, parts)
         if before != list(node.inputs):
             attach(node, self.model, self.body)
 
@@ -124,8 +231,8 @@ class _Projections:
             for user, _ in list(matrix.weight.uses()):
                 if matrix.transposed and not _is_read(user.outputs[0]):
                     user.graph.remove(user, safe=True)
-            for value in (matrix.weight, rounded):
-                if value is not None and not _is_read(value):
+            for value in (matrix.weight, *(rounded or ())):
+                if not _is_read(value):
                     _remove(value)
 
     def _matrix(self, node: ir.Node, index: int) -> _Matrix | None:
@@ -138,47 +245,42 @@ class _Projections:
         if transposed:
             value = producer.inputs[0]
         tensor = self.facts.tensor(value)
-        if tensor is None or not tensor.dtype.is_floating_point():
+        if tensor is None or not (tensor.dtype.is_floating_point() or tensor.dtype in _NARROW):
             return None
         rank = len(tensor.shape)
-        panels = node.domain == OWN and rank == 3 and not transposed
-        return _Matrix(value, transposed) if rank == 2 or panels else None
+        packed = node.domain == OWN and rank in (3, 4) and not transposed
+        return _Matrix(value, tensor, transposed) if rank == 2 or packed else None
 
-    def _rounded(self, matrix: _Matrix) -> ir.Value | None:
+    def _rounded(self, matrix: _Matrix) -> tuple[ir.Value, ...] | None:
         if matrix not in self.rounded:
-            tensor = self.facts.tensor(matrix.weight)
-            if tensor.dtype == ir.DataType.BFLOAT16:
-                return None  # as it was when it was rounded before
-            fits = _fits(tensor)
+            if matrix.tensor.dtype in _NARROW:
+                return None
+            fits = _fits(matrix.tensor)
             if not fits:
                 self.kept[matrix.weight.name] = None
-            self.rounded[matrix] = self._computed(matrix, tensor) if fits else None
+            self.rounded[matrix] = self._computed(matrix) if fits else None
         return self.rounded[matrix]
 
-    def _computed(self, matrix: _Matrix, tensor: ir.TensorProtocol) -> ir.Value:
-        name = self.names.unique(f"{matrix.weight.name}/bfloat16")
-        shape = tuple(int(size) for size in tensor.shape)
-        shape = shape[::-1] if matrix.transposed else shape
-        packs = is_packable(shape)
+    def counts(self) -> dict[str, int]:
+        """How many matrices have which dtype now."""
+        used = (parts[0] for parts in self.rounded.values() if parts is not None and parts[0].uses())
+        found = Counter(dtype_name(numbers.dtype) for numbers in used)
+        return {form.dtype: found[form.dtype] for form in FORMS[self.weights] if found[form.dtype]}
 
-        def rows(stored: np.ndarray, start: int, stop: int) -> np.ndarray:
-            plain = stored.T if matrix.transposed else stored
-            if not packs:
-                return np.array(plain[start:stop], ml_dtypes.bfloat16, order="C")
-            return pack(plain[:, start * PANEL : stop * PANEL].astype(ml_dtypes.bfloat16))
+    def _computed(self, matrix: _Matrix) -> tuple[ir.Value, ...]:
+        form = next(form for form in FORMS[self.weights] if form.takes(matrix.shape))
+        parts = []
+        for tensor in form.parts(matrix, self.names.unique(f"{matrix.weight.name}/{form.dtype}")):
+            value = ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+            self.model.graph.initializers.add(value)
+            parts.append(value)
+        return tuple(parts)
 
-        result = packed_shape(shape) if packs else shape
-        computed = ComputedTensor(lambda: tensor, rows, ir.DataType.BFLOAT16, result, name)
-        value = ir.Value(
-            name=name, const_value=computed, shape=ir.Shape(result), type=ir.TensorType(ir.DataType.BFLOAT16)
-        )
-        self.model.graph.initializers.add(value)
-        return value
-
-    def _replace(self, matmul: ir.Node, weight: ir.Value) -> None:
+    def _replace(self, matmul: ir.Node, parts: Sequence[ir.Value]) -> None:
         """Linear in place of MatMul."""
-        node = ir.Node(OWN, "Linear", [matmul.inputs[0], None, None, weight], name=matmul.name)
-        record_origin(node, "bf16", [matmul])
+        node = ir.Node(OWN, "Linear", [matmul.inputs[0], None, None, None], name=matmul.name)
+        _give(node, 3, parts)
+        record_origin(node, self.weights, [matmul])
         old, new = matmul.outputs[0], node.outputs[0]
         new.name, new.type, new.shape, old.name = old.name, old.type, old.shape, None
         self.facts.assign(new, like=old)
@@ -186,6 +288,15 @@ class _Projections:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         matmul.graph.remove(matmul, safe=True)
         attach(node, self.model, self.body)
+
+
+def _give(node: ir.Node, index: int, parts: Sequence[ir.Value]) -> None:
+    """Make the parts of a matrix inputs of a node: the numbers input `index`, their scale the one for it."""
+    node.replace_input_with(index, parts[0])
+    for scale in parts[1:]:
+        where = SCALES[node.op_type][index]
+        node.resize_inputs(max(where + 1, len(node.inputs)))
+        node.replace_input_with(where, scale)
 
 
 def _is_read(value: ir.Value) -> bool:

@@ -49,20 +49,27 @@ class OutputCheck:
         return _finite(asdict(self))
 
 
+def in_words(matrices: dict[str, int]) -> str:
+    """How many matrices have which dtype: "14 matrices in int8 and 1 matrix in bfloat16"."""
+    return " and ".join(
+        f"{count} {'matrix' if count == 1 else 'matrices'} in {dtype}" for dtype, count in matrices.items()
+    )
+
+
 @dataclass(frozen=True)
 class RoundingCheck:
-    """The error of one output before and after the weights were rounded to bfloat16.
+    """The error of one output before and after the weights were rounded.
 
-    `float32` and `bfloat16` are the largest differences from the reference, relative to the value or to the output's
+    `float32` and `rounded` are the largest differences from the reference, relative to the value or to the output's
     root mean square, whichever is larger; the `_rms` are root mean squares relative to the output's. `tolerance` is for
-    `bfloat16`, whose worst inputs are `feed`.
+    `rounded`, whose worst inputs are `feed`.
     """
 
     name: str
     float32: float
     float32_rms: float
-    bfloat16: float
-    bfloat16_rms: float
+    rounded: float
+    rounded_rms: float
     tolerance: float
     passed: bool
     feed: str = ""
@@ -74,10 +81,13 @@ class RoundingCheck:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What bfloat16 weights cost in precision; `reference` is "float64", or "original" where that cannot be had."""
+    """What rounded weights cost in precision; `reference` is "float64", or "original" where that cannot be had.
+
+    `matrices` counts them by dtype, "bfloat16" or "int8".
+    """
 
     reference: str
-    matrices: int
+    matrices: dict[str, int]
     outputs: tuple[RoundingCheck, ...]
 
     @property
@@ -241,7 +251,7 @@ def print_verification(console: Console, verification: Verification) -> None:
     if verification.rounding is not None:
         rounding = verification.rounding
         exact = "float64" if rounding.reference == "float64" else "the original"
-        console.print(f"  error with {rounding.matrices} matrices in bfloat16, against {exact}:")
+        console.print(f"  error with {in_words(rounding.matrices)}, against {exact}:")
         console.print(_rounding_table(rounding.outputs))
     for name in verification.guilty:
         console.print(Text(f"  the difference comes from {name}", style="red"))
@@ -251,10 +261,10 @@ def print_verification(console: Console, verification: Verification) -> None:
 
 def _rounding_table(outputs: tuple[RoundingCheck, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("  output", "float32 max", "rms", "bfloat16 max", "rms", "tolerance", "", "worst at"):
+    for heading in ("  output", "float32 max", "rms", "rounded max", "rms", "tolerance", "", "worst at"):
         table.add_column(heading, justify="left" if heading in ("  output", "", "worst at") else "right")
     for check in outputs:
-        numbers = (check.float32, check.float32_rms, check.bfloat16, check.bfloat16_rms)
+        numbers = (check.float32, check.float32_rms, check.rounded, check.rounded_rms)
         verdict = Text("ok", style="green") if check.passed else Text("TOO FAR", style="red")
         table.add_row(
             Text(f"  {check.name}"),

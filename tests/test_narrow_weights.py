@@ -1,4 +1,4 @@
-"""Weights in bfloat16: which are rounded, what stays, what the rounded model computes, and what its error is."""
+"""Narrow weights: which are rounded and how, what stays, what the rounded model computes, and what its error is."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ import onnxfuse
 from onnxfuse import derived
 from onnxfuse.cli import main
 from onnxfuse.errors import Rejected, UsageError
+from onnxfuse.narrow import Narrowed
 from onnxfuse.normalise.constants import FOLD_LIMIT
 from onnxfuse.verify import rounding
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
+TINY_INT8 = {"int8": 11, "bfloat16": 4}  # those of keys and values have 16 columns
 BF16 = ir.DataType.BFLOAT16
 X = "float[B, S, 64] x"
 
@@ -48,12 +50,20 @@ def dtypes(model: ir.Model) -> dict[str, str]:
     return {name: value.const_value.dtype.name for name, value in model.graph.initializers.items()}
 
 
-def optimized(model: onnx.ModelProto, **options) -> onnxfuse.api.Result:
-    return onnxfuse.optimize(model, weights="bf16", **options)
+def in_int8(array: np.ndarray) -> np.ndarray:
+    """Every column in blocks of 32 rows; of each the largest number becomes 127."""
+    blocks = array.astype(np.float64).reshape(-1, 32, array.shape[1])
+    scales = (np.abs(blocks).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)).astype(ml_dtypes.bfloat16)
+    steps = blocks / np.where(scales == 0, 1, scales).astype(np.float64)
+    return (np.clip(np.rint(steps), -127, 127) * scales).reshape(array.shape)
+
+
+def optimized(model: onnx.ModelProto, weights: str = "bf16", **options) -> onnxfuse.api.Result:
+    return onnxfuse.optimize(model, weights=weights, **options)
 
 
 def check(model: ir.Model, feed: dict[str, np.ndarray], *wanted: np.ndarray) -> None:
-    """With the kernels and as function bodies: sums of 64 products near 1, activations of 16 bits at least."""
+    """With the kernels and as function bodies: sums of 64 products near 1, activations of 15 bits at least."""
     for ops in (None, []):
         for found, want in zip(onnxfuse.session(model, ops=ops).run(None, feed), wanted, strict=True):
             np.testing.assert_allclose(found, want, rtol=0, atol=2.0**-14 * max(1, np.abs(want).max()))
@@ -74,6 +84,44 @@ def test_a_product_by_a_constant_matrix_becomes_linear(columns: int, rows: int) 
     assert list(value.shape) == ([columns // 32, 64, 32] if columns % 32 == 0 else [64, columns])
     x = activations(rows)
     check(model, {"x": x}, x @ rounded(w))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_a_matrix_in_int8(rows: int) -> None:
+    w = weights(64, 96)
+    model = optimized(model_of("y = MatMul (x, w)", "float[B, S, 96] y", {"w": w}), "int8").model
+    assert operators(model) == ["Linear"]
+    assert dtypes(model) == {"w/int8": "INT8", "w/int8/scale": "BFLOAT16"}
+    assert [list(value.shape) for value in model.graph.initializers.values()] == [[3, 16, 32, 4], [3, 2, 32]]
+    x = activations(rows)
+    check(model, {"x": x}, x @ in_int8(w))
+
+
+@pytest.mark.parametrize(("depth", "columns"), [(64, 40), (40, 64), (33, 7)])
+def test_a_matrix_that_has_no_blocks_of_32_is_bfloat16_instead(depth: int, columns: int) -> None:
+    w = weights(depth, columns)
+    inputs = f"float[B, S, {depth}] x"
+    result = optimized(model_of("y = MatMul (x, w)", f"float[B, S, {columns}] y", {"w": w}, inputs=inputs), "int8")
+    assert dtypes(result.model) == {"w/bfloat16": "BFLOAT16"}
+    assert any("rounded: 1 matrix in bfloat16" in note for note in result.report.verification.notes)
+    x = activations(columns=depth)
+    check(result.model, {"x": x}, x @ rounded(w))
+
+
+def test_zeros_large_and_tiny_numbers_in_int8() -> None:
+    w = weights(64, 32)
+    w[:32, 0] = 0
+    w[:, 1] *= np.float32(1e38)
+    w[:, 2] *= np.float32(1e-42)
+    w[7, 3] = 1e6  # the others of its block become zeros
+    model = optimized(model_of("y = MatMul (x, w)", "float[B, S, 32] y", {"w": w}), "int8", verify="none").model
+    x = activations()
+    found = onnxfuse.session(model).run(None, {"x": x})[0]
+    want = x @ in_int8(w)
+    scale = np.abs(want).max(axis=(0, 1))
+    scale[2] = 1e-37  # beside which 1e-42 is nothing
+    np.testing.assert_allclose(found / scale, want / scale, rtol=0, atol=2.0**-14)
+    assert np.all(in_int8(w)[:32, 3][np.arange(32) != 7] == 0)
 
 
 def test_products_that_are_no_projection_stay() -> None:
@@ -102,19 +150,22 @@ def test_without_a_projection_there_is_nothing_to_round() -> None:
         optimized(model)
 
 
+@pytest.mark.parametrize("form", ["bf16", "int8"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_tied_embedding_table_stays_float32(transposed: bool) -> None:
+def test_a_tied_embedding_table_stays_float32(transposed: bool, form: str) -> None:
     # The transpose of so large a table is not computed while rewriting; plain, the table has to be square.
-    table = weights(FOLD_LIMIT // 64 + 8, 64, 4) if transposed else weights(64, 64, 4)
+    table = weights(FOLD_LIMIT // 64 + 32, 64, 4) if transposed else weights(64, 64, 4)
     product = "t = Transpose <perm = [1, 0]> (w)  y = MatMul (h, t)" if transposed else "y = MatMul (h, w)"
     outputs = f"float[B, S, {len(table)}] y"
     model = optimized(
-        model_of(f"h = Gather (w, ids)  {product}", outputs, {"w": table}, inputs="int64[B, S] ids")
+        model_of(f"h = Gather (w, ids)  {product}", outputs, {"w": table}, inputs="int64[B, S] ids"), form
     ).model
     assert operators(model) == ["Gather", "Linear"]
-    assert dtypes(model) == {"w": "FLOAT", "w/bfloat16": "BFLOAT16"}
+    narrow = {"bf16": {"w/bfloat16": "BFLOAT16"}, "int8": {"w/int8": "INT8", "w/int8/scale": "BFLOAT16"}}
+    assert dtypes(model) == {"w": "FLOAT", **narrow[form]}
     ids = np.arange(12).reshape(2, 6) * 5
-    check(model, {"ids": ids}, table[ids] @ rounded(table.T if transposed else table))
+    matrix = {"bf16": rounded, "int8": in_int8}[form](table.T if transposed else table)
+    check(model, {"ids": ids}, table[ids] @ matrix)
 
 
 def test_a_matrix_of_several_products_is_stored_once() -> None:
@@ -217,6 +268,34 @@ def test_the_matrices_of_a_gated_mlp(inner: int, rows: int) -> None:
     check(model, {"x": x}, mlp_of(x, *map(rounded, arrays.values())))
 
 
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_a_gated_mlp_in_int8(rows: int) -> None:
+    arrays = mlp()
+    model = optimized(model_of(MLP, "float[B, S, 64] y", arrays), "int8").model
+    assert operators(model) == ["GatedMLP"]
+    assert sorted(dtypes(model).values()) == ["BFLOAT16"] * 3 + ["INT8"] * 3
+    x = activations(rows)
+    check(model, {"x": x}, mlp_of(x, *map(in_int8, arrays.values())))
+
+
+def test_what_is_narrow_already_stays() -> None:
+    model = model_of("y = MatMul (x, w)", "float[B, S, 32] y", {"w": weights(64, 32)})
+    for first, second, dtype in (("bf16", "int8", "BFLOAT16"), ("int8", "bf16", "INT8")):
+        once = optimized(model, first).model
+        twice = optimized(ir.to_proto(once), second)
+        assert dtypes(twice.model) == dtypes(once) and dtype in dtypes(once).values()
+        assert any("rounded: nothing" in note for note in twice.report.verification.notes)
+
+
+def test_a_model_that_was_packed_before_becomes_int8() -> None:
+    arrays = mlp()
+    fused = onnxfuse.optimize(model_of(MLP, "float[B, S, 64] y", arrays)).model
+    model = optimized(ir.to_proto(fused), "int8").model
+    assert sorted(dtypes(model).values()) == ["BFLOAT16"] * 3 + ["INT8"] * 3
+    x = activations()
+    check(model, {"x": x}, mlp_of(x, *map(in_int8, arrays.values())))
+
+
 def test_gate_and_up_keep_one_dtype() -> None:
     arrays = mlp()
     arrays["up"][3, 3] = 3.4e38
@@ -250,44 +329,49 @@ def test_cuda_is_refused() -> None:
         optimized(embedding_model(), target="cuda")
 
 
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
 @pytest.mark.parametrize("level", ["op", "block"])
-def test_a_second_rewrite_changes_nothing(level: str, tmp_path: Path) -> None:
+def test_a_second_rewrite_changes_nothing(level: str, weights: str, tmp_path: Path) -> None:
     once, again, twice = (tmp_path / f"{name}.onnx" for name in ("once", "again", "twice"))
     for source, output in ((TINY, once), (TINY, again)):
-        onnxfuse.optimize(source, output=output, weights="bf16", level=level)
+        onnxfuse.optimize(source, output=output, weights=weights, level=level)
     assert once.read_bytes() == again.read_bytes()
-    onnxfuse.optimize(once, output=twice, weights="bf16", level=level)
+    onnxfuse.optimize(once, output=twice, weights=weights, level=level)
     assert once.read_bytes() == twice.read_bytes()
 
 
-def test_matrices_in_a_file_are_rounded_slab_by_slab(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_matrices_in_a_file_are_rounded_slab_by_slab(form: str, tmp_path: Path, monkeypatch) -> None:
     arrays = {**mlp(), "head": weights(64, 40, 7)}
     model = model_of(MLP.replace("y =", "z =") + "y = MatMul (z, head)", "float[B, S, 40] y", arrays)
     whole, source, slabs = (tmp_path / f"{name}.onnx" for name in ("whole", "source", "slabs"))
-    optimized(model, output=whole)
+    optimized(model, form, output=whole)
     onnx.save(model, source, save_as_external_data=True, location="source.data", size_threshold=0)
     monkeypatch.setattr(derived, "SLAB", 1 << 12)
-    monkeypatch.setattr("onnxfuse.bfloat16.SLAB", 1 << 12)
-    onnxfuse.optimize(source, output=slabs, weights="bf16")
+    monkeypatch.setattr("onnxfuse.narrow.SLAB", 1 << 12)
+    onnxfuse.optimize(source, output=slabs, weights=form)
     assert slabs.with_name("slabs.onnx.data").exists()
     found = {name: value.const_value.numpy() for name, value in ir.load(slabs).graph.initializers.items()}
     for name, value in ir.load(whole).graph.initializers.items():
         np.testing.assert_array_equal(found[name], value.const_value.numpy())
 
 
+# float32 keeps 24 bits and bfloat16 weights 8, those of int8 7 of the largest of 32; two layers use up a few
+@pytest.mark.parametrize(("form", "matrices", "largest"), [("bf16", {"bfloat16": 15}, 0.1), ("int8", TINY_INT8, 0.5)])
 @pytest.mark.parametrize("options", [{}, {"level": "block"}, {"kv_cache": "shared"}], ids=str)
-def test_the_error_is_measured_beside_that_of_float32(options: dict[str, str], tmp_path: Path) -> None:
-    result = onnxfuse.optimize(TINY, output=tmp_path / "out.onnx", weights="bf16", verify="model", **options)
+def test_the_error_is_measured_beside_that_of_float32(
+    form: str, matrices: dict[str, int], largest: float, options: dict[str, str], tmp_path: Path
+) -> None:
+    result = onnxfuse.optimize(TINY, output=tmp_path / "out.onnx", weights=form, verify="model", **options)
     verification = result.report.verification
     found = verification.rounding
     assert verification.passed and all(check.max_rel < 1e-4 for check in verification.outputs)
-    assert (found.reference, found.matrices) == ("float64", 15)
+    assert (found.reference, found.matrices) == ("float64", matrices)
     for entry in found.outputs:
-        # float32 keeps 24 bits and bfloat16 weights 8; two layers use up a few
-        assert 0 < entry.float32 < 1e-5 < 1e-4 < entry.bfloat16 < entry.tolerance < 0.1
-        assert entry.float32_rms < entry.float32 and entry.bfloat16_rms < entry.bfloat16
+        assert 0 < entry.float32 < 1e-5 < 1e-4 < entry.rounded < entry.tolerance < largest
+        assert entry.float32_rms < entry.float32 and entry.rounded_rms < entry.rounded
     data = json.loads(result.report.to_json())["verification"]["rounding"]
-    assert data["outputs"][0]["name"] == "logits" and data["outputs"][0]["bfloat16"] == found.outputs[0].bfloat16
+    assert data["outputs"][0]["name"] == "logits" and data["outputs"][0]["rounded"] == found.outputs[0].rounded
 
 
 def test_without_double_kernels_the_original_is_the_reference() -> None:
@@ -296,7 +380,7 @@ def test_without_double_kernels_the_original_is_the_reference() -> None:
     result = optimized(model_of(body, "float[B, S, 64] y", arrays), verify="model")
     found = result.report.verification.rounding
     assert found.reference == "original"
-    assert found.outputs[0].float32 < 1e-5 < found.outputs[0].bfloat16
+    assert found.outputs[0].float32 < 1e-5 < found.outputs[0].rounded
 
 
 def test_a_model_too_large_for_float64_is_compared_with_the_original(monkeypatch) -> None:
@@ -306,17 +390,22 @@ def test_a_model_too_large_for_float64_is_compared_with_the_original(monkeypatch
 
 
 def test_an_error_beyond_rounding_is_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rounding, "tolerance", lambda matrices: 1e-6)
+    monkeypatch.setattr(rounding, "tolerance", lambda narrowed: 1e-6)
     out = tmp_path / "out.onnx"
-    with pytest.raises(Rejected, match="with bfloat16 weights logits is farther off than their rounding explains") as e:
+    with pytest.raises(Rejected, match="with bf16 weights logits is farther off than their rounding explains") as e:
         optimized(embedding_model(), verify="model", output=out)
     assert not out.exists()
     assert e.value.report.verification.passed is False
 
 
 def test_the_tolerance_is_that_of_roundings_behind_each_other() -> None:
-    assert rounding.tolerance(4) == 2 * rounding.tolerance(1)
-    assert math.isclose(rounding.tolerance(3), 18 * 2.0**-9)
+    def tolerance(**matrices: int) -> float:
+        return rounding.tolerance(Narrowed(matrices, ()))
+
+    assert tolerance(bfloat16=4) == 2 * tolerance(bfloat16=1)
+    assert math.isclose(tolerance(bfloat16=3), 18 * 2.0**-9)
+    assert math.isclose(tolerance(int8=3), 18 * 3 / 254)
+    assert math.isclose(tolerance(int8=3, bfloat16=3), 18 * math.hypot(3 / 254, 2.0**-9))
 
 
 def test_the_command_says_both_errors(capsys, tmp_path: Path) -> None:
@@ -324,9 +413,9 @@ def test_the_command_says_both_errors(capsys, tmp_path: Path) -> None:
     assert main([str(argument) for argument in arguments]) == 0
     out = capsys.readouterr().out
     assert "error with 15 matrices in bfloat16, against float64:" in out
-    assert "float32 max" in out and "bfloat16 max" in out and "ok" in out
+    assert "float32 max" in out and "rounded max" in out and "ok" in out
 
 
 def test_without_verification_of_the_model_the_error_is_said_to_be_unknown() -> None:
     notes = optimized(embedding_model()).report.verification.notes
-    assert "1 matrices were rounded to bfloat16; verify 'model' measures what that changes" in notes
+    assert "rounded: 1 matrix in bfloat16; verify 'model' measures what that changes" in notes

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfuse import model_io
-from onnxfuse.bfloat16 import UNIT
 from onnxfuse.errors import UsageError
+from onnxfuse.narrow import Narrowed
 from onnxfuse.report import Rounding, RoundingCheck
 from onnxfuse.verify.cache import SharedCache
 from onnxfuse.verify.compare import defined, difference
@@ -25,27 +25,26 @@ from onnxfuse.verify.sessions import Session
 FLOAT64_LIMIT = 1 << 30  # bytes of float32 weights up to which a model is also run in double precision
 
 
-def tolerance(matrices: int) -> float:
-    """Largest relative error (see `compare.difference`) that `matrices` rounded to bfloat16 explain.
+def tolerance(narrowed: Narrowed) -> float:
+    """Largest relative error (see `compare.difference`) that narrow weights explain.
 
-    A weight moves by at most 2^-9 of itself, evenly spread by 2^-9 / sqrt(3) in the mean square. The errors of the
-    terms of a sum are independent, so that a product is off by as much of its own root mean square, and P products
-    behind each other by sqrt(P) times that. 6 standard deviations cover the largest of some 10^8 values, and there is
-    room for norms and softmaxes to make an error 3 times as large.
+    The errors of the terms of a sum are independent, so that a product is off by as much of its own root mean square as
+    a weight, and P products behind each other by sqrt(P) times that: `narrowed.error`. 6 standard deviations cover the
+    largest of some 10^8 values, and there is room for norms and softmaxes to make an error 3 times as large.
     """
-    return 3 * 6 * UNIT / math.sqrt(3) * math.sqrt(matrices)
+    return 3 * 6 * narrowed.error
 
 
 def measure(
     original: Model,
     exact: ir.Model,
     rounded: ir.Model,
+    narrowed: Narrowed,
     *,
-    matrices: int,
     library: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rounding:
-    """Run `exact`, the fused model, and `rounded`, with `matrices` of its weights in bfloat16, on generated inputs.
+    """Run `exact`, the fused model, and `rounded`, with the weights of `narrowed`, on generated inputs.
 
     The reference is `original` in double precision. Where that is too large or ONNX Runtime lacks a double kernel for
     it, it is `original` as it is; then the error of float32 is the difference of two float32 models.
@@ -62,13 +61,13 @@ def measure(
     in_float64 = _in_float64(graph, interface, list(expected), cache, ticks)
     expected = in_float64 or expected
     before, after = (_errors(model, library, interface, expected, ticks) for model in (exact, rounded))
-    allowed = tolerance(matrices)
+    allowed = tolerance(narrowed)
     checks = []
     for name, was in before.items():
         now = after[name]
         passed = now.worst <= allowed + was.worst
         checks.append(RoundingCheck(name, was.worst, was.rms, now.worst, now.rms, allowed, passed, str(now.point)))
-    return Rounding("float64" if in_float64 else "original", matrices, tuple(checks))
+    return Rounding("float64" if in_float64 else "original", dict(narrowed.matrices), tuple(checks))
 
 
 class _DoubleSession(Session):
