@@ -110,13 +110,15 @@ def with_genai_builder(sizes: Sizes, source: Path, target: Path) -> None:
 
 
 def with_onnxfuse(sizes: Sizes, source: Path, target: Path, *, kv_cache: str, weights: str) -> None:
-    """Both kinds of cache refer to one file of weights, which then is in memory once."""
+    """Float32 weights lie in one file for both kinds of cache, which then is in memory once."""
     import onnxfuse
 
-    fused = target.with_name("fused.onnx")
-    if not fused.exists():
-        onnxfuse.optimize(source, fused, weights=weights)
-    onnxfuse.optimize(fused, target, level=sizes.level, kv_cache=kv_cache, weights="reference")
+    if weights == "copy":
+        fused = target.with_name("fused.onnx")
+        if not fused.exists():
+            onnxfuse.optimize(source, fused)
+        source, weights = fused, "reference"
+    onnxfuse.optimize(source, target, level=sizes.level, kv_cache=kv_cache, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,14 @@ class Maker:
     file: str
     shared: bool = False
     ours: bool = False
-    weight_bytes: int = 4
+    weight_bytes: float = 4
 
 
-def ours(file: str, *, shared: bool = False, weight_bytes: int = 4) -> Maker:
-    options = {"kv_cache": "shared" if shared else "concat", "weights": "bf16" if weight_bytes == 2 else "copy"}
-    return Maker("onnxfuse", functools.partial(with_onnxfuse, **options), file, shared, True, weight_bytes)
+def ours(folder: str, weights: str = "copy", *, shared: bool = False) -> Maker:
+    kv_cache = "shared" if shared else "concat"
+    make = functools.partial(with_onnxfuse, kv_cache=kv_cache, weights=weights)
+    weight_bytes = {"copy": 4, "bf16": 2, "int8": 1 + 2 / 32}[weights]
+    return Maker("onnxfuse", make, f"{folder}/{kv_cache}.onnx", shared, True, weight_bytes)
 
 
 MODELS = {
@@ -142,10 +146,12 @@ MODELS = {
     "onnxscript": Maker("onnxscript", with_onnxscript, "onnxscript/model.onnx"),
     "genai builder": Maker("onnxruntime_genai", with_genai_builder, "genai/model.onnx"),
     "genai builder shared": Maker("onnxruntime_genai", with_genai_builder, "genai/model.onnx", shared=True),
-    "onnxfuse": ours("onnxfuse/concat.onnx"),
-    "onnxfuse shared": ours("onnxfuse/shared.onnx", shared=True),
-    "onnxfuse bf16": ours("onnxfuse_bf16/concat.onnx", weight_bytes=2),
-    "onnxfuse bf16 shared": ours("onnxfuse_bf16/shared.onnx", shared=True, weight_bytes=2),
+    "onnxfuse": ours("onnxfuse"),
+    "onnxfuse shared": ours("onnxfuse", shared=True),
+    "onnxfuse bf16": ours("onnxfuse_bf16", "bf16"),
+    "onnxfuse bf16 shared": ours("onnxfuse_bf16", "bf16", shared=True),
+    "onnxfuse int8": ours("onnxfuse_int8", "int8"),
+    "onnxfuse int8 shared": ours("onnxfuse_int8", "int8", shared=True),
 }
 
 

@@ -177,7 +177,7 @@ def read_bandwidth(threads: int) -> float:
     return best
 
 
-def bytes_read(point: Point, sizes: Sizes, weight_bytes: int) -> float:
+def bytes_read(point: Point, sizes: Sizes, weight_bytes: float) -> float:
     """What decoding a token reads: every matrix once, the cache of every sequence once."""
     cache = point.batch * sizes.layers * 2 * sizes.kv_heads * sizes.head * point.past * 4
     return sizes.matrix_elements * weight_bytes + cache
