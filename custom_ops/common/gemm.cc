@@ -88,7 +88,7 @@ TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : row
   if (vnni::wanted(rows, weight))
     vnni::cut(*this);
   else if (amx::wanted(rows, weight))
-    amx::cut(*this, a);
+    amx::cut(*this, a, weight);
   else
     ONNXFUSE_KERNEL(cut)(*this, weight);
 }

@@ -16,12 +16,12 @@
 //
 // Numerics: a product of float32 and its addition to the sum are rounded once (FMA); float16 and bfloat16 are widened.
 // VNNI multiplies integers: there, for int8 weights, see gemm_vnni.cc, an activation is within 2^-16 of the largest of
-// the 32 that share a scale; infinite activations give NaN. AMX multiplies bfloat16: there, and for weights of 16 bits
-// or fewer, an activation that is no bfloat16 and a weight that is none are taken as the sum of two of them, and the
-// product of the lower parts is left out. That is an error of at most 2^-15 of a product, typically a quarter of it:
-// what a float16 result is rounded by is 2^-11. AMX takes subnormal numbers for zeros, and numbers that bfloat16 rounds
-// to infinity, from 3.39e38 on, for infinite; where the other factor has two parts, an infinite number may give NaN
-// instead of infinity.
+// the 32 that share a scale; infinite activations give NaN. AMX multiplies bfloat16: there a number that is none is
+// taken as the sum of two or, where a float32 activation meets a float32 weight, of three of them, and the products of
+// the lowest parts are left out. Of weights of 16 bits or fewer that is an error of at most 2^-15 of a product,
+// typically a quarter of it: what a float16 result is rounded by is 2^-11. Of float32 weights it is 2^-22, typically
+// 2^-25, where rounding a float32 result costs up to 2^-24. AMX takes subnormal numbers for zeros, and what is smaller
+// than 2^-110 loses low parts; an infinite number may give NaN instead of infinity.
 #pragma once
 
 #include <algorithm>

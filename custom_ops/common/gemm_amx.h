@@ -8,7 +8,7 @@ namespace onnxfuse::amx {
 // Whether to use AMX for this many rows.
 bool wanted(int64_t rows, DType weight);
 
-void cut(TileLayout& layout, DType a);
+void cut(TileLayout& layout, DType a, DType weight);
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles);
 
