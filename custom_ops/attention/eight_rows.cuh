@@ -22,7 +22,6 @@
 namespace onnxfuse::attention::cuda {
 
 inline constexpr int kEightThreads = 128, kEightWarps = kEightThreads / kWarp;
-inline constexpr int kMostSlices = 8;  // blocks of a cluster, as many as every device has that has clusters
 
 // Blocks that share a multiprocessor and its registers.
 template <int kSize>
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   constexpr int kSets = kSize / 32, kGroups = kSize / 64;  // vectors of a lane's key, and of its value
   // What is staged, later partial results of the warps: [warps][count][2 + Dv]; then those of the slices.
   extern __shared__ __align__(128) unsigned char bytes[];
-  __shared__ int lasts[kMostSlices * kEightWarps];
+  __shared__ int lasts[onnxfuse::cuda::kMostClusterBlocks * kEightWarps];
   __shared__ uint4 query[kSets][kWarp], rotated[2][kSets][kWarp];
   __shared__ uint64_t has_lasts, has_partials;
   let_next_start();

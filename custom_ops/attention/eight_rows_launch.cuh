@@ -21,7 +21,7 @@ void launch_eight_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>&
     constexpr int kSize = decltype(most)::value;
     EightRows shape{1, static_cast<int>(p.group()), static_cast<int>(p.rows())};
     const int64_t room = kEightBlocks<kSize> * device_attribute(cudaDevAttrMultiProcessorCount);
-    while (has_clusters && shape.slices < kMostSlices && 2 * shape.slices * units <= room &&
+    while (has_clusters && shape.slices < onnxfuse::cuda::kMostClusterBlocks && 2 * shape.slices * units <= room &&
            shape.slices * kEightWarps * kTileKeys < keys) {
       shape.slices *= 2;
     }

@@ -37,6 +37,15 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 // Whether kernels, as compiled for the current device, can wait for those before them, see early_start.cuh.
 bool can_start_early();
 
+inline constexpr int kMostClusterBlocks = 8;  // of a cluster that every device grants
+
+// Shared memory of which a multiprocessor of compute capability 9.0 has less than twice as much.
+inline constexpr int kBytesAlone = 116 << 10;
+
+// How many clusters of `size` blocks run on the current device at once if each block has a multiprocessor for itself.
+// Only where kernels can start early.
+int clusters_at_once(int size);
+
 // Launches on the stream of a run.
 class Stream {
  public:
@@ -60,6 +69,12 @@ class Stream {
   template <class... Parameters, class... Arguments>
   void launch_clusters(const char* name, bool early, void (*kernel)(Parameters...), dim3 grid, unsigned cluster,
                        unsigned threads, size_t shared_bytes, const Arguments&... arguments) const {
+    if (early) {
+      // Kernels share a multiprocessor only where they divide its memory alike.
+      check(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          name);
+    }
     launch_as(early, cluster, name, kernel, grid, threads, shared_bytes, arguments...);
   }
 

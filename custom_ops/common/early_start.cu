@@ -23,4 +23,29 @@ bool can_start_early() {
   return can;
 }
 
+int clusters_at_once(int size) {
+  int device = 0;
+  check(cudaGetDevice(&device), "the current device");
+  thread_local int known_device = -1;
+  thread_local int known[kMostClusterBlocks + 1];
+  if (device != known_device) {
+    check(cudaFuncSetAttribute(any_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytesAlone), "a kernel");
+    for (int s = 1; s <= kMostClusterBlocks; ++s) {
+      cudaLaunchAttribute cluster{};
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = static_cast<unsigned>(s);
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+      cudaLaunchConfig_t config{};
+      config.gridDim = static_cast<unsigned>(s);
+      config.blockDim = kWarp;
+      config.dynamicSmemBytes = kBytesAlone;
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+      check(cudaOccupancyMaxActiveClusters(&known[s], any_kernel, &config), "how many clusters run at once");
+    }
+    known_device = device;
+  }
+  return known[size];
+}
+
 }  // namespace onnxfuse::cuda

@@ -18,6 +18,20 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool reads) {
 __device__ inline void copy_async(void* to, const void* from, bool reads) {
   copy_async(shared_address(to), from, reads);
 }
+// Copies like that of what is read once, which leaves the second-level cache before all else.
+class ReadOnce {
+ public:
+  __device__ ReadOnce() { asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_)); }
+
+  __device__ void copy_async(uint32_t to, const void* from, bool reads) const {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(reads ? 16 : 0), "l"(policy_)
+                 : "memory");
+  }
+
+ private:
+  uint64_t policy_;
+};
 // 4 or 8 bytes.
 template <int kBytes>
 __device__ inline void copy_async(void* to, const void* from) {

@@ -1,11 +1,17 @@
 // Products of one row and matrices, as when decoding: bound by reading the matrices, once. Compute capability 9.0.
 //
-// A block owns a tile of columns, 16 vectors of 16 bytes, and a slice of K; the blocks of a cluster own the slices of
-// one tile. A thread owns one vector of every 16th row and has several of them on their way. Sums are added up in the
-// warp by shuffles, in the block through shared memory, and in the shared memory of the cluster's first block, which
-// finishes the columns. A block makes its slice of the row h for itself: x, or x + skip rounded to T, times the weight
-// of the norm; what the norm divides by is added up along with the sums. The first loads start before the kernel waits
-// for the one that writes x, see early_start.cuh.
+// A block owns a tile of columns and a slice of K; the blocks of a cluster own the slices of one tile. A thread owns
+// one vector of 16 bytes of every few rows and has several of them on their way, each to a place of its own in shared
+// memory, so that they need no registers. Sums are added up in the block through shared memory, and in the shared
+// memory of the cluster's first block, which finishes the columns. A block makes its slice of the row h for itself: x,
+// or x + skip rounded to T, times the weight of the norm; what the norm divides by is added up along with the sums. The
+// first loads start before the kernel waits for the one that writes x, see early_start.cuh.
+//
+// What makes it quick on an H200, seen in a chain of a Llama's products of fp16: a tile is 512 bytes wide or more (the
+// memory gave 2.7 TB/s at 64 bytes, 4.0 at 256, 4.3 at 512); what is read once leaves the second-level cache first; and
+// there are as many blocks as run at once if each has a multiprocessor for itself, which each gets. Blocks that share
+// one do so unevenly where a kernel starts early, as it gets what the one before has left, and that costs more than
+// what the few multiprocessors without a block could do.
 #pragma once
 
 #include "common/cluster.cuh"
@@ -14,12 +20,12 @@
 
 namespace onnxfuse::cuda {
 
-inline constexpr int kOneRowThreads = 256;
-inline constexpr int kTileLanes = 16;  // vectors of a tile
-// Vectors that a thread has on their way where so many blocks share a multiprocessor and its registers.
-template <int kBlocks>
-inline constexpr int kLoads = kBlocks >= 4 ? 8 : 12;
-inline constexpr int kMostSlices = 8;  // blocks of a cluster
+// Of products by kMatrices matrices side by side: vectors of a tile, threads, vectors that a thread has on their way.
+template <int kMatrices>
+struct OneRowShape {
+  static constexpr int kTile = kMatrices == 1 ? 32 : 48, kRows = 8, kThreads = kTile * kRows,
+                       kDeep = kMatrices == 1 ? 16 : 8, kRing = kDeep * kMatrices * kThreads * 16;  // bytes
+};
 
 // Where the row h: [K] comes from.
 template <typename T, typename A>
@@ -44,22 +50,6 @@ struct Row {
   }
 };
 
-// Element k of h, without the division by the norm, which adds the squares that it needs to `squares`. The blocks of
-// the first tile write x + skip.
-template <typename T, typename A>
-__device__ inline float element(const Row<T, A>& row, int k, bool first_tile, float* squares) {
-  float x = widen(row.x[k]);
-  if (row.skip != nullptr) {
-    const T sum = narrow<T>(x + widen(row.skip[k]));
-    if (row.sum != nullptr && first_tile) row.sum[k] = sum;
-    x = widen(sum);
-  }
-  if (row.norm_weight == nullptr) return x;
-  *squares += x * x;
-  return x * (row.norm_is_wide ? static_cast<const float*>(row.norm_weight)[k]
-                               : widen(static_cast<const T*>(row.norm_weight)[k]));
-}
-
 // Where a vector of columns starts, and how far its rows are apart.
 template <typename W>
 struct Source {
@@ -69,26 +59,64 @@ struct Source {
   __device__ Source(const Matrix<W>& matrix, int64_t column) : data(matrix.at(0, column)), row(matrix.row) {}
 };
 
+// Writes the elements of h from `begin` on to shared memory, without the division by the norm, and zeros from `count`
+// to `padded`. Returns the thread's share of the sum of squares that the norm needs.
+template <int kThreads, typename T, typename A>
+__device__ inline float make_row(const Row<T, A>& row, int begin, int count, int padded, bool writes_sum, float* h) {
+  constexpr int kEach = 4;  // loads of all are on their way at once
+  float squares = 0;
+  for (int k = threadIdx.x; k < padded; k += kEach * kThreads) {
+    float x[kEach], skip[kEach], weight[kEach];
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) {
+      const int at = begin + min(k + u * kThreads, count - 1);
+      x[u] = widen(row.x[at]);
+      skip[u] = row.skip != nullptr ? widen(row.skip[at]) : 0.0f;
+      weight[u] = row.norm_weight == nullptr ? 1.0f
+                  : row.norm_is_wide         ? static_cast<const float*>(row.norm_weight)[at]
+                                             : widen(static_cast<const T*>(row.norm_weight)[at]);
+    }
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) {
+      const int i = k + u * kThreads;
+      if (i >= padded) break;
+      if (row.skip != nullptr) {
+        const T sum = narrow<T>(x[u] + skip[u]);
+        if (writes_sum && i < count) row.sum[begin + i] = sum;
+        x[u] = widen(sum);
+      }
+      if (i >= count) x[u] = weight[u] = 0;
+      squares += x[u] * x[u];
+      h[i] = x[u] * weight[u];
+    }
+  }
+  return squares;
+}
+
 // Columns: what is multiplied, kMatrices of equal size side by side. `vectors` is how many vectors of columns there are
 // of each; source(vector, matrix) gives the place of a vector; finish(column, sums) takes the sums of a column of each.
 // waits_first: the matrices are not constant.
-template <int kBlocks, typename W, typename T, typename A, class Columns>
-__global__ void __launch_bounds__(kOneRowThreads, kBlocks)
+template <typename W, typename T, typename A, class Columns>
+__global__ void __launch_bounds__(OneRowShape<Columns::kMatrices>::kThreads, 2)
     one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
-  constexpr int kN = kLanes<W>, kMatrices = Columns::kMatrices, kColumns = kTileLanes * kN;
-  constexpr int kRows = kOneRowThreads / kTileLanes, kWarps = kOneRowThreads / kWarp,
-                kDeep = kLoads<kBlocks> / kMatrices;
-  extern __shared__ float h[];
-  __shared__ float partial[kWarps][kMatrices][kColumns], gathered[kMostSlices][kMatrices][kColumns];
-  __shared__ float gathered_squares[kMostSlices];
+  using Shape = OneRowShape<Columns::kMatrices>;
+  constexpr int kN = kLanes<W>, kMatrices = Columns::kMatrices, kTile = Shape::kTile, kColumns = kTile * kN;
+  constexpr int kRows = Shape::kRows, kThreads = Shape::kThreads, kDeep = Shape::kDeep;
+  // The ring [kDeep][kMatrices][threads] of vectors, later sums [kRows][kMatrices][kColumns] of the block; then what
+  // the first block gets of all slices, [slices][kMatrices][kColumns] and their squares; then h.
+  extern __shared__ __align__(128) unsigned char memory[];
   const int slices = cluster_size(), slice = cluster_rank(), tile = blockIdx.x / slices;
+  float* const partial = reinterpret_cast<float*>(memory);
+  float* const gathered = reinterpret_cast<float*>(memory + Shape::kRing);
+  float* const gathered_squares = gathered + slices * kMatrices * kColumns;
+  float* const h = gathered_squares + slices;
   const int begin = static_cast<int>(static_cast<int64_t>(row.depth) * slice / slices);
   const int count = static_cast<int>(static_cast<int64_t>(row.depth) * (slice + 1) / slices) - begin;
-  const int lane = threadIdx.x % kTileLanes, own_row = threadIdx.x / kTileLanes;
-  const int vector = tile * kTileLanes + lane;
+  const int lane = threadIdx.x % kTile, own_row = threadIdx.x / kTile;
+  const int vector = tile * kTile + lane;
 
   let_next_start();
-  arrive_at_cluster();
+  enter_cluster();
   if (waits_first) wait_for_previous();
   const W* from[kMatrices];
   int64_t stride[kMatrices];
@@ -100,125 +128,113 @@ __global__ void __launch_bounds__(kOneRowThreads, kBlocks)
   }
   // Of the rows that the thread loads: how many are left.
   int left = vector < columns.vectors ? (count - own_row + kRows - 1) / kRows : 0;
-  uint4 ahead[kDeep][kMatrices];
-  const auto load_next = [&](uint4(&to)[kMatrices]) {
+  const uint4* const ring = reinterpret_cast<const uint4*>(memory) + threadIdx.x;
+  const uint32_t own = shared_address(ring);
+  const ReadOnce once;
+  const auto load_next = [&](int place) {
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) {
-      to[m] = left > 0 ? load_once(from[m]) : uint4{};
+      once.copy_async(own + (place * kMatrices + m) * kThreads * 16, from[m], left > 0);
       from[m] += stride[m];
     }
     --left;
+    commit_copies();
   };
 #pragma unroll
-  for (int u = 0; u < kDeep; ++u) load_next(ahead[u]);
+  for (int u = 0; u < kDeep - 1; ++u) load_next(u);
   if (!waits_first) wait_for_previous();
 
-  const int steps = (count + kRows - 1) / kRows, rounds = (steps + kDeep - 1) / kDeep;
-  float squares = 0;
-  for (int k = threadIdx.x; k < rounds * kDeep * kRows; k += kOneRowThreads) {
-    h[k] = k < count ? element(row, begin + k, tile == 0, &squares) : 0.0f;
-  }
+  const int rounds = (count + kDeep * kRows - 1) / (kDeep * kRows);
+  float squares = make_row<kThreads>(row, begin, count, rounds * kDeep * kRows, row.sum != nullptr && tile == 0, h);
   __syncthreads();
   float sums[kMatrices][kN] = {};
   const float* factors = h + own_row;
   for (int round = 0; round < rounds; ++round, factors += kDeep * kRows) {
 #pragma unroll
     for (int u = 0; u < kDeep; ++u) {
+      wait_for_copies<kDeep - 2>();
       const float factor = factors[u * kRows];
+      uint4 vectors[kMatrices];
+#pragma unroll
+      for (int m = 0; m < kMatrices; ++m) vectors[m] = ring[(u * kMatrices + m) * kThreads];
+      load_next((u + kDeep - 1) % kDeep);  // to the place of the step before
 #pragma unroll
       for (int m = 0; m < kMatrices; ++m) {
-        const auto weights = reinterpret_cast<const Vector<W, kN>&>(ahead[u][m]);
+        const auto weights = reinterpret_cast<const Vector<W, kN>&>(vectors[m]);
 #pragma unroll
         for (int j = 0; j < kN; ++j) sums[m][j] += factor * widen(weights.lane[j]);
       }
-      load_next(ahead[u]);
     }
   }
 
+  wait_for_copies<0>();
+  if (row.norm_weight != nullptr) squares = block_sum(squares);
+  __syncthreads();  // nobody needs the ring any more
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) {
 #pragma unroll
-    for (int j = 0; j < kN; ++j) {
-      const float sum = sums[m][j] + __shfl_xor_sync(0xffffffff, sums[m][j], kTileLanes);
-      if (threadIdx.x % kWarp < kTileLanes) partial[threadIdx.x / kWarp][m][lane * kN + j] = sum;
-    }
+    for (int j = 0; j < kN; ++j) partial[(own_row * kMatrices + m) * kColumns + lane * kN + j] = sums[m][j];
   }
-  if (row.norm_weight != nullptr) squares = block_sum(squares);
   __syncthreads();
   wait_for_cluster();  // its first block runs
-  for (int i = threadIdx.x; i < kMatrices * kColumns; i += kOneRowThreads) {
+  for (int i = threadIdx.x; i < kMatrices * kColumns; i += kThreads) {
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += partial[w][i / kColumns][i % kColumns];
-    store_in_first(&gathered[slice][i / kColumns][i % kColumns], sum);
+    for (int r = 0; r < kRows; ++r) sum += partial[r * kMatrices * kColumns + i];
+    store_in_first(gathered + slice * kMatrices * kColumns + i, sum);
   }
-  if (threadIdx.x == 0) store_in_first(&gathered_squares[slice], squares);
+  if (threadIdx.x == 0) store_in_first(gathered_squares + slice, squares);
   arrive_at_cluster();
   wait_for_cluster();
-  const int column = tile * kColumns + static_cast<int>(threadIdx.x);
-  if (slice > 0 || threadIdx.x >= kColumns || column >= columns.vectors * kN) return;
-  float totals[kMatrices] = {}, total_squares = 0;
-  for (int s = 0; s < slices; ++s) {
-    total_squares += gathered_squares[s];
-#pragma unroll
-    for (int m = 0; m < kMatrices; ++m) totals[m] += gathered[s][m][threadIdx.x];
-  }
+  if (slice > 0) return;
+  float scale = 1;
   if (row.norm_weight != nullptr) {
-    const float scale = 1.0f / sqrtf(total_squares / static_cast<float>(row.depth) + row.epsilon);
+    float total = 0;
+    for (int s = 0; s < slices; ++s) total += gathered_squares[s];
+    scale = 1.0f / sqrtf(total / static_cast<float>(row.depth) + row.epsilon);
+  }
+  for (int i = threadIdx.x; i < kColumns && tile * kColumns + i < columns.vectors * kN; i += kThreads) {
+    float totals[kMatrices] = {};
+    for (int s = 0; s < slices; ++s) {
+#pragma unroll
+      for (int m = 0; m < kMatrices; ++m) totals[m] += gathered[(s * kMatrices + m) * kColumns + i];
+    }
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) totals[m] *= scale;
+    columns.finish(tile * kColumns + i, totals);
   }
-  columns.finish(column, totals);
 }
 
-// Slices of K: as many as give every multiprocessor the same number of blocks, and two or more of them.
-inline int64_t one_row_slices(int64_t tiles, int64_t depth, int64_t processors, int64_t most_blocks) {
+// Slices of K, of at least so many rows: as many as run at once.
+inline int64_t one_row_slices(int64_t tiles, int64_t depth) {
   constexpr int64_t kLeastRows = 128;
-  constexpr double kWantedBlocks = 1.9;
-  int64_t best = 1;
-  double best_score = 0;
-  for (int64_t slices = 1; slices <= kMostSlices; ++slices) {
-    const int64_t count = tiles * slices;
-    if (slices > 1 && (count > most_blocks * processors || depth / slices < kLeastRows)) break;
-    const double of_each = static_cast<double>(count) / static_cast<double>(processors);
-    const double score = std::min(of_each / static_cast<double>(divide_up(count, processors)), of_each / kWantedBlocks);
-    if (score < best_score) continue;
-    best = slices;
-    best_score = score;
+  int64_t slices = 1;
+  for (int s = 2; s <= kMostClusterBlocks && depth / s >= kLeastRows; ++s) {
+    if (tiles <= clusters_at_once(s)) slices = s;
   }
-  return best;
-}
-
-template <int kBlocks, typename W, typename T, typename A, class Columns>
-void one_row_by(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant,
-                bool early) {
-  constexpr int64_t kPadding = kLoads<kBlocks> * kOneRowThreads / kTileLanes;
-  const int64_t tiles = divide_up(columns.vectors, kTileLanes);
-  const int64_t slices = one_row_slices(tiles, row.depth, device_attribute(cudaDevAttrMultiProcessorCount), kBlocks);
-  const int64_t bytes = (divide_up(row.depth, slices) + kPadding) * static_cast<int64_t>(sizeof(float));
-  stream.launch_clusters(name, early, one_row_cuda<kBlocks, W, T, A, Columns>, blocks(tiles * slices),
-                         static_cast<unsigned>(slices), kOneRowThreads, static_cast<size_t>(bytes), row, columns,
-                         !constant);
+  return slices;
 }
 
 // The matrices, of dtype W, have vectors; `constant` says whether they are the same in every run. Only where kernels
-// can start early. The choice is what was quickest on an H200 in a chain of a Llama's products of fp16: where there are
-// few columns or two matrices, more loads of fewer blocks; an early start costs the kernel before some of its room,
-// which two matrices at a time do not make up for.
+// can start early.
 template <typename W, typename T, typename A, class Columns>
 void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
-  if constexpr (Columns::kMatrices > 1) {
-    one_row_by<3, W>(stream, name, row, columns, constant, false);
-  } else if (static_cast<int64_t>(columns.vectors) * kLanes<W> > row.depth) {
-    one_row_by<4, W>(stream, name, row, columns, constant, true);
-  } else {
-    one_row_by<3, W>(stream, name, row, columns, constant, true);
-  }
+  using Shape = OneRowShape<Columns::kMatrices>;
+  const int64_t tiles = divide_up(columns.vectors, Shape::kTile), slices = one_row_slices(tiles, row.depth);
+  const int64_t gathered = slices * (Columns::kMatrices * Shape::kTile * kLanes<W> + 1);
+  const int64_t rows =
+      divide_up(divide_up(row.depth, slices), Shape::kDeep * Shape::kRows) * Shape::kDeep * Shape::kRows;
+  int64_t bytes = Shape::kRing + (gathered + rows) * static_cast<int64_t>(sizeof(float));
+  // Where there is one wave, no block shares a multiprocessor with another one.
+  if (tiles <= clusters_at_once(1)) bytes = std::max<int64_t>(bytes, kBytesAlone);
+  stream.launch_clusters(name, true, one_row_cuda<W, T, A, Columns>, blocks(tiles * slices),
+                         static_cast<unsigned>(slices), Shape::kThreads, static_cast<size_t>(bytes), row, columns,
+                         !constant);
 }
 
 // Whether kernels start early here, and a row of this depth fits the shared memory, whatever the columns.
 inline bool fits_one_row(int64_t depth) {
-  constexpr int64_t kMost = 160 << 10;
+  constexpr int64_t kMost = 112 << 10;
   return can_start_early() && depth * static_cast<int64_t>(sizeof(float)) <= kMost;
 }
 
