@@ -179,7 +179,7 @@ class Attention : public AttentionNode<T> {
   }
 
   // Whether many rows in vectors go to the kernel for compute capability 9.0.
-  static bool is_for_hopper() { return sizeof(T) == 2 && attention::cuda::has_hopper_rows(); }
+  static bool is_for_hopper() { return sizeof(T) == 2 && cuda::has_hopper(); }
 
   void attend(const Context& context, const cuda::Stream& stream, Arguments<T>* a) const {
     namespace kernels = attention::cuda;

@@ -5,11 +5,8 @@
 
 namespace onnxfuse::attention::cuda {
 
-// Whether the current device is of compute capability 9.0 and the build holds code for 9.0a.
-bool has_hopper_rows();
-
-// Attention of many rows in vectors of 16 bytes, head sizes up to 256. It writes present if a.copies, which is for
-// attention without a window only.
+// Where has_hopper(): attention of many rows in vectors of 16 bytes, head sizes up to 256. It writes present if
+// a.copies, which is for attention without a window only.
 void attend_on_hopper(const onnxfuse::cuda::Stream& stream, const Arguments<Half>& a);
 void attend_on_hopper(const onnxfuse::cuda::Stream& stream, const Arguments<BFloat16>& a);
 

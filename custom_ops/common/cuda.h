@@ -46,6 +46,9 @@ inline constexpr int kBytesAlone = 116 << 10;
 // Only where kernels can start early.
 int clusters_at_once(int size);
 
+// Whether the current device is of compute capability 9.0 and the build holds code for 9.0a, see hopper.cuh.
+bool has_hopper();
+
 // Launches on the stream of a run.
 class Stream {
  public:
