@@ -33,8 +33,8 @@ void launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
                        map(cache.present, a.room > 0 ? a.room : p.keys(), cache.size)};
     };
     const Maps maps{maps_of(p.key), maps_of(p.value)};
-    stream.launch("Attention", attention_cuda_hopper_rows<T, kSize, decltype(plain)::value>,
-                  static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
+    stream.launch_early("Attention", attention_cuda_hopper_rows<T, kSize, decltype(plain)::value>,
+                        static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
   };
   const int64_t size = std::max(p.key.size, p.value.size);
   if (!has_plain_scores(p)) {

@@ -23,6 +23,7 @@
 
 #include "attention/hopper_items.cuh"
 #include "attention/lane_rows.cuh"
+#include "common/early_start.cuh"
 #include "common/hopper.cuh"
 #include "common/tensor_map.h"
 
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const auto rows_tile = [&](int stage) { return memory + stage * Memory::kRowsBytes; };
   const auto key_tile = [&](int stage) { return rows_tile(kRowsStages) + 2 * stage * Memory::kKeysBytes; };
   const auto value_tile = [&](int stage) { return key_tile(stage) + Memory::kKeysBytes; };
+  let_next_start();
   if (threadIdx.x == 0) {
     constexpr int kCopierWarps = kCopiers / kWarp, kConsumerWarps = 2 * kWarpgroup / kWarp;
     for (int stage = 0; stage < kHopperStages; ++stage) {
@@ -84,6 +86,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
   }
   __syncthreads();
+  wait_for_previous();
   const Problem<T>& p = a.problem;
   const int past = past_of(a), keys = past + static_cast<int>(p.fresh);
   const int64_t grid = gridDim.x;

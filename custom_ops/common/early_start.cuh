@@ -2,8 +2,9 @@
 //
 // Such a kernel is launched by Stream::launch_early, from the first line on lets its own successor start, and calls
 // wait_for_previous() before it touches anything that earlier kernels write or read: only what never changes, as
-// constant weights, may be read before. All threads of all its blocks call it, so that no kernel ends before the ones
-// before it have: whoever waits for a kernel then has waited for all that came before.
+// constant weights, may be read before, and anything be fetched into the second-level cache. All threads of all its
+// blocks call it, so that no kernel ends before the ones before it have: whoever waits for a kernel then has waited for
+// all that came before.
 #pragma once
 
 #include "common/cuda.h"
@@ -27,6 +28,9 @@ __device__ inline uint4 load_once(const void* p) {
                : "memory");
   return v;
 }
+
+// Has the second-level cache fetch what is at p, which may change until it is read.
+__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory"); }
 
 // Waits until the kernels before this one have ended and their results can be seen.
 __device__ inline void wait_for_previous() {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "common/device.cuh"
+#include "common/early_start.cuh"
 
 namespace onnxfuse::cuda {
 
@@ -19,6 +20,12 @@ __global__ void __launch_bounds__(kNormThreads)
     rms_norm_cuda_block_per_row(const T* x, const T* skip, const W* weight, T* y, T* total, int64_t d, float epsilon) {
   const int64_t row = blockIdx.x * d, step = static_cast<int64_t>(blockDim.x) * kLanes;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kLanes;
+  let_next_start();
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    if (first + k * step < d) prefetch(weight + first + k * step);
+  }
+  wait_for_previous();
   const auto read = [&](int64_t i, float (&values)[kLanes]) {
     load<kLanes>(x + row + i, values);
     if constexpr (kSkip) {
@@ -81,8 +88,8 @@ void rms_norm_rows(const Stream& stream, const T* x, const T* skip, const W* wei
   const int64_t threads = std::min<int64_t>(kNormThreads, kWarp * divide_up(d, each * lanes * kWarp));
   const auto kernel =
       vectors ? rms_norm_cuda_block_per_row<T, W, kLanes<T>, kSkip> : rms_norm_cuda_block_per_row<T, W, 1, kSkip>;
-  stream.launch("RMSNorm", kernel, blocks(rows), static_cast<unsigned>(threads), 0, x, skip, weight, y, total, d,
-                epsilon);
+  stream.launch_early("RMSNorm", kernel, blocks(rows), static_cast<unsigned>(threads), 0, x, skip, weight, y, total, d,
+                      epsilon);
 }
 
 }  // namespace onnxfuse::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/device.cuh"
+#include "common/early_start.cuh"
 #include "rotary_embedding/rotary_embedding.h"
 
 namespace onnxfuse::cuda {
@@ -14,6 +15,8 @@ inline constexpr unsigned kRotaryThreads = 256;
 template <typename T, typename W, int kLanes, bool kInterleaved>
 __global__ void __launch_bounds__(kRotaryThreads)
     rotary_embedding_cuda(const T* x, const W* cos, const W* sin, T* y, RotaryLayout layout, int units) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kPairs = kInterleaved && kLanes > 1 ? kLanes / 2 : kLanes;
   const int d = static_cast<int>(layout.head_size), half = static_cast<int>(layout.rotary_dim) / 2;
   const int64_t unit = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x, vector = unit / units;
@@ -95,7 +98,8 @@ void rotary_embedding(const Stream& stream, const T* x, const W* cos, const W* s
       layout.interleaved
           ? (vectors ? rotary_embedding_cuda<T, W, kLanes<T>, true> : rotary_embedding_cuda<T, W, 1, true>)
           : (vectors ? rotary_embedding_cuda<T, W, kLanes<T>, false> : rotary_embedding_cuda<T, W, 1, false>);
-  stream.launch("RotaryEmbedding", kernel, grid, kRotaryThreads, 0, x, cos, sin, y, layout, static_cast<int>(units));
+  stream.launch_early("RotaryEmbedding", kernel, grid, kRotaryThreads, 0, x, cos, sin, y, layout,
+                      static_cast<int>(units));
 }
 
 }  // namespace onnxfuse::cuda
