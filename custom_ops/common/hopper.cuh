@@ -67,6 +67,9 @@ __device__ inline void arrive_threads(int barrier, int threads) {
 // Lets products see what this thread has stored or copied to shared memory.
 __device__ inline void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Lets the copy engine and the other blocks of the cluster see the barriers that this thread has made.
+__device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
 // A phase of the barrier then waits for so many bytes of the copy engine, too.
 __device__ inline void expect_bytes(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
@@ -82,6 +85,24 @@ __device__ inline void copy_slab(uint32_t to, const CUtensorMap& map, int column
       : "memory");
 }
 
+// As copy_slab, to the same place in every block of the cluster whose bit is set in `blocks`; its barrier counts the
+// bytes.
+__device__ inline void copy_slab_to_all(uint32_t to, const CUtensorMap& map, int column, int row, uint16_t blocks,
+                                        uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
+      "%3, %4, %4}], [%5], %6;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(0), "r"(shared_address(barrier)), "h"(blocks)
+      : "memory");
+}
+
+// Has the second-level cache fetch a slab, so that a copy later on finds it there. What it reads may change until then.
+__device__ inline void prefetch_slab(const CUtensorMap& map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %3}];" ::"l"(&map), "r"(column),
+               "r"(row), "r"(0)
+               : "memory");
+}
+
 // Has a slab written back; `commit_stores` begins what the thread has asked for so far, and `wait_for_stores` waits
 // until its shared memory has been read.
 __device__ inline void store_slab(const CUtensorMap& map, int column, int row, int head, int batch, uint32_t from) {
@@ -91,6 +112,15 @@ __device__ inline void store_slab(const CUtensorMap& map, int column, int row, i
 }
 __device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 __device__ inline void wait_for_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+// Arrives at the barrier that a block of the cluster has in this one's place.
+__device__ inline void arrive_in(int block, uint64_t* barrier) {
+  asm volatile(
+      "{ .reg .u32 place; mapa.shared::cluster.u32 place, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [place]; }" ::"r"(shared_address(barrier)),
+      "r"(block)
+      : "memory");
+}
 
 // Registers of each thread of a warpgroup from here on.
 template <int kCount>
@@ -123,11 +153,21 @@ __device__ inline void hold(float (&d)[kCount]) {
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "  \
   "%42, %43, %44, %45, %46, %47}"
+#define ONNXFUSE_SUMS_56                                                                                 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
+  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, " \
+  "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55}"
 #define ONNXFUSE_SUMS_64                                                                                  \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "  \
   "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "  \
   "%62, %63}"
+#define ONNXFUSE_SUMS_96                                                                                 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
+  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, " \
+  "%41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, " \
+  "%61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, " \
+  "%81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}"
 #define ONNXFUSE_SUMS_128                                                                                  \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "  \
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "   \
@@ -140,7 +180,10 @@ __device__ inline void hold(float (&d)[kCount]) {
 #define ONNXFUSE_16(i) ONNXFUSE_4(i), ONNXFUSE_4(i + 4), ONNXFUSE_4(i + 8), ONNXFUSE_4(i + 12)
 #define ONNXFUSE_32(i) ONNXFUSE_16(i), ONNXFUSE_16(i + 16)
 #define ONNXFUSE_48(i) ONNXFUSE_32(i), ONNXFUSE_16(i + 32)
+#define ONNXFUSE_8(i) ONNXFUSE_4(i), ONNXFUSE_4(i + 4)
+#define ONNXFUSE_56(i) ONNXFUSE_48(i), ONNXFUSE_8(i + 48)
 #define ONNXFUSE_64(i) ONNXFUSE_32(i), ONNXFUSE_32(i + 32)
+#define ONNXFUSE_96(i) ONNXFUSE_64(i), ONNXFUSE_32(i + 64)
 #define ONNXFUSE_128(i) ONNXFUSE_64(i), ONNXFUSE_64(i + 64)
 
 // d += a b, or a b if not `adds`.
@@ -184,8 +227,12 @@ ONNXFUSE_WARPGROUP(Half, "f16", 64, 32, 32, 33, 34, 35, 36, 37);
 ONNXFUSE_WARPGROUP(BFloat16, "bf16", 64, 32, 32, 33, 34, 35, 36, 37);
 ONNXFUSE_WARPGROUP(Half, "f16", 96, 48, 48, 49, 50, 51, 52, 53);
 ONNXFUSE_WARPGROUP(BFloat16, "bf16", 96, 48, 48, 49, 50, 51, 52, 53);
+ONNXFUSE_WARPGROUP(Half, "f16", 112, 56, 56, 57, 58, 59, 60, 61);
+ONNXFUSE_WARPGROUP(BFloat16, "bf16", 112, 56, 56, 57, 58, 59, 60, 61);
 ONNXFUSE_WARPGROUP(Half, "f16", 128, 64, 64, 65, 66, 67, 68, 69);
 ONNXFUSE_WARPGROUP(BFloat16, "bf16", 128, 64, 64, 65, 66, 67, 68, 69);
+ONNXFUSE_WARPGROUP(Half, "f16", 192, 96, 96, 97, 98, 99, 100, 101);
+ONNXFUSE_WARPGROUP(BFloat16, "bf16", 192, 96, 96, 97, 98, 99, 100, 101);
 ONNXFUSE_WARPGROUP(Half, "f16", 256, 128, 128, 129, 130, 131, 132, 133);
 ONNXFUSE_WARPGROUP(BFloat16, "bf16", 256, 128, 128, 129, 130, 131, 132, 133);
 

@@ -27,7 +27,9 @@ PACKED_WIDTHS = [(1, 32, 32), (7, 64, 96), (128, 32, 64), (129, 160, 32), (300, 
 SCALED_WIDTHS = [(32, 32, 32), (96, 64, 96), (160, 288, 64), (288, 544, 32)]
 # Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
 VECTOR_WIDTHS = (264, 352, 160)
-VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260]
+VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260, 450]
+# Many rows on CUDA, H in slices of 64, and I for which tiles of either width are best.
+MANY_ROWS = [(450, (72, 8448, 40)), (1900, (264, 232, 8)), (256, (64, 120, 72))]
 LLAMA_1B = (2048, 5632, 2048)
 LLAMA_7B = (4096, 11008, 4096)
 
@@ -114,6 +116,8 @@ def cases() -> Iterator[Case]:
         for rows, packed, biases in zip(VECTOR_ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
             yield case((rows,), VECTOR_WIDTHS, dtype, packed=packed, biases=biases)
             yield case((rows,), VECTOR_WIDTHS, dtype, activation="gelu_tanh", biases=biases)
+    for dtype, (rows, widths), activation in itertools.product(DTYPES[1:], MANY_ROWS, ACTIVATIONS):
+        yield case((rows,), widths, dtype, activation, biases=BIASES[1] if rows > 256 else (), device="cuda")
     for rows, packed, biases in zip(ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
         widths = PACKED_WIDTHS[rows % 5] if packed else PLAIN_WIDTHS[rows % 5]
         yield case((rows,), widths, "float32", "silu", packed, biases, weight_dtype="bfloat16", device="cpu")

@@ -1,6 +1,7 @@
 #include "common/cublas.h"
 #include "gated_mlp/elementwise.cuh"
 #include "gated_mlp/gated_mlp.h"
+#include "gated_mlp/hopper_products.h"
 #include "gated_mlp/launch.cuh"
 #include "gated_mlp/node.h"
 #include "gated_mlp/one_row.cuh"
@@ -61,6 +62,10 @@ class GatedMLP : public GatedMLPNode<T> {
     const bool vectors = weights_have_vectors && is_aligned(a.x) && is_aligned(a.y) &&
                          a.width % mlp::cuda::kFewDepth == 0 && a.gate.columns % mlp::cuda::kFewDepth == 0;
     const bool plain = !a.gate.packed && !a.up.packed && !a.down.packed;
+    if constexpr (sizeof(T) == 2) {
+      const bool has_depth = a.width > 0 && a.gate.columns > 0;
+      if (vectors && plain && has_depth && mlp::cuda::is_for_hopper(a.rows)) return run_on_hopper(context, stream, a);
+    }
     const bool has_cublas = sizeof(T) == 2 && plain && cublas_ != nullptr;
     const bool few = vectors && a.rows <= (has_cublas ? 1 : kFewRows);
     if constexpr (sizeof(T) == 2) {
@@ -93,12 +98,27 @@ class GatedMLP : public GatedMLPNode<T> {
                                    between, a.down.columns, this->activation_});
   }
 
+  // Both projections and the activation in one kernel, and the last projection.
+  template <typename Arguments>
+  void run_on_hopper(const Context& context, const cuda::Stream& stream, const Arguments& a) const {
+    using Product = mlp::cuda::PlainProduct<T>;
+    const int64_t between = a.gate.columns;
+    const cuda::DeviceScratch scratch(context, memory_,
+                                      cuda::Cublas::kWorkspace + a.rows * between * static_cast<int64_t>(sizeof(T)));
+    T* const hidden = scratch.at<T>(cuda::Cublas::kWorkspace);
+    mlp::cuda::gate_on_hopper(stream, a.x, a.rows, a.width, Product{a.gate.data, a.gate_bias, hidden, between},
+                              Product{a.up.data, a.up_bias, hidden, between}, this->activation_);
+    if (cublas_ != nullptr) return project_on_cublas(stream, scratch.at<void>(0), a, hidden);
+    const Product down{a.down.data, a.down_bias, a.y, a.down.columns};
+    mlp::cuda::multiply_on_hopper(stream, hidden, a.rows, between, &down, 1);
+  }
+
   // Both projections, the activation in a kernel of its own, and the last projection.
   template <typename Arguments>
   void run_on_cublas(const Context& context, const cuda::Stream& stream, const Arguments& a) const {
     namespace kernels = mlp::cuda;
     constexpr DType kDType = kDTypeOf<T>;
-    const int64_t columns = a.gate.columns, out_columns = a.down.columns, hidden = a.rows * columns;
+    const int64_t columns = a.gate.columns, hidden = a.rows * columns;
     const cuda::DeviceScratch scratch(context, memory_, cuda::Cublas::kWorkspace + 2 * hidden * sizeof(T));
     void* const workspace = scratch.at<void>(0);
     T* const gate = scratch.at<T>(cuda::Cublas::kWorkspace);
@@ -108,9 +128,16 @@ class GatedMLP : public GatedMLPNode<T> {
     const dim3 grid(blocks(a.rows), kernels::plane(divide_up(columns / cuda::kLanes<T>, kernels::kElementThreads)));
     stream.launch("GatedMLP's activation", kernels::gated_mlp_cuda_activate<T>, grid, kernels::kElementThreads, 0, gate,
                   up, a.gate_bias, a.up_bias, static_cast<int>(columns), this->activation_);
-    if (a.down_bias != nullptr) kernels::fill(stream, kName, a.y, a.down_bias, a.rows, out_columns);
+    project_on_cublas(stream, workspace, a, gate);
+  }
+
+  // The last projection.
+  template <typename Arguments>
+  void project_on_cublas(const cuda::Stream& stream, void* workspace, const Arguments& a, const T* hidden) const {
+    const int64_t columns = a.down.columns;
+    if (a.down_bias != nullptr) mlp::cuda::fill(stream, kName, a.y, a.down_bias, a.rows, columns);
     const float beta = a.down_bias != nullptr ? 1 : 0;
-    cublas_->multiply(stream, workspace, kDType, gate, a.down.data, a.y, a.rows, out_columns, columns, beta);
+    cublas_->multiply(stream, workspace, kDTypeOf<T>, hidden, a.down.data, a.y, a.rows, columns, a.gate.columns, beta);
   }
 
   cuda::DeviceMemory memory_;

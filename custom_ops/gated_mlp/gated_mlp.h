@@ -19,7 +19,8 @@
 // Source: Shazeer 2020, arXiv:2002.05202; the feed-forward block of Llama (silu) and Gemma (gelu_tanh).
 // Numerics: everything between x and y in float32, but for sum and, in most kernels, h, which are rounded to T; one
 // rounding to T at the end; the graph it replaces rounds to T after each operator.
-// On CUDA, for more than one row of 16-bit numbers, both projections and their product are rounded to T as well.
+// On CUDA, for more than one row of 16-bit numbers, the product of both projections is rounded to T as well, and most
+// kernels round the projections, too.
 // Errors: dimensions that do not fit together, a weight in neither layout, an unknown activation, a missing epsilon.
 #pragma once
 

@@ -34,7 +34,14 @@ PLAIN = [(1, (1,)), (7, (5, 3, 9)), (31, (33, 65)), (129, (127,)), (300, (257, 9
 PACKED = [(1, (32,)), (7, (64, 96, 32)), (129, (160,)), (300, (320, 64, 64)), (128, (32, 96))]
 # Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
 VECTORS = (264, (352, 88, 88))
-VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260]
+VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260, 450]
+# Many rows on CUDA, K in slices of 64, and numbers of columns for which tiles of each width are best.
+MANY_ROWS = [
+    (450, (72, (4096, 4104))),
+    (450, (136, (4200, 4200, 88))),
+    (1900, (264, (96, 40, 8))),
+    (256, (64, (520, 8))),
+]
 # Of int8: around a slice of the depth (256, or 128 of many rows) and a step of AMX (32).
 SCALED = [(32, (32,)), (96, (64, 96, 32)), (160, (160,)), (288, (320, 64)), (544, (32, 96))]
 # skip, norm_weight
@@ -133,6 +140,9 @@ def cases() -> Iterator[Case]:
             yield case((rows,), VECTORS, dtypes, skip=skip, norm=norm, norm_dtype="float32" if rows % 2 else None)
             yield case((rows,), (264, (352,)), dtypes, skip=skip, norm=norm, packed=True, biases=(0,))
         yield case((2, 3), (64, (32, 40, 64)), dtypes, packed=(True, False, True), biases=(0, 1, 2), norm=True)
+        if dtypes[0] != "float32":
+            for (rows, widths), biases in zip(MANY_ROWS, itertools.cycle([(0,), (1,)]), strict=False):
+                yield case((rows,), widths, dtypes, biases=biases, norm=rows == 450, device="cuda")
         yield case((2, 0, 3), (64, (32, 32)), dtypes, skip=True, norm=True)
         yield case((3,), (0, (32,)), dtypes, biases=(0,))
         yield case((3,), (16, (0, 8)), dtypes)

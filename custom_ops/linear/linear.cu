@@ -1,5 +1,6 @@
 #include "common/cublas.h"
 #include "gated_mlp/elementwise.cuh"
+#include "gated_mlp/hopper_products.h"
 #include "gated_mlp/launch.cuh"
 #include "linear/linear.h"
 #include "linear/node.h"
@@ -39,6 +40,13 @@ class Linear : public LinearNode<T> {
     }
     const cuda::EnteringRows<T> h(context, stream, memory_, a.x, a.skip, a.sum, a.norm_weight, this->epsilon_, a.rows,
                                   a.depth);
+    if constexpr (sizeof(T) == 2) {
+      // A single product is left to cuBLAS, which is about as quick.
+      const bool own = a.count > 1 || cublas_ == nullptr;
+      if (own && mlp::cuda::is_for_hopper(a.rows) && is_plain(a, h.get())) {
+        return multiply_on_hopper(stream, a, h.get());
+      }
+    }
     for (int i = 0; i < a.count; ++i) multiply(context, stream, h.get(), a.rows, a.depth, a.products[i]);
   }
 
@@ -79,6 +87,24 @@ class Linear : public LinearNode<T> {
     }
     columns.vectors = count / cuda::kLanes<W>;
     cuda::one_row<W>(stream, kName, row, columns, constant);
+  }
+
+  // Whether all products are of matrices by rows, in vectors of 16 bytes.
+  static bool is_plain(const Arguments& a, const T* h) {
+    for (int i = 0; i < a.count; ++i) {
+      const Product& product = a.products[i];
+      if (product.weight.packed || !has_vectors<T>(product.weight) || !is_aligned(product.y)) return false;
+    }
+    return is_aligned(h) && a.depth % 8 == 0 && a.depth > 0;
+  }
+
+  static void multiply_on_hopper(const cuda::Stream& stream, const Arguments& a, const T* h) {
+    mlp::cuda::PlainProduct<T> products[kMostProducts];
+    for (int i = 0; i < a.count; ++i) {
+      const Product& product = a.products[i];
+      products[i] = {product.weight.data, product.bias, product.y, product.weight.columns};
+    }
+    mlp::cuda::multiply_on_hopper(stream, h, a.rows, a.depth, products, a.count);
   }
 
   // One product of rows that are ready.
