@@ -12,7 +12,6 @@ namespace onnxfuse {
 namespace {
 
 constexpr int64_t kBlockRows = 256;                // of a block, at most
-constexpr int64_t kAmxBlockRows = 512;             // more, because AMX converts the weights for every block
 constexpr int64_t kBlockSums = 2048;               // rows * panels of a block, at most: 256 KB for each weight
 constexpr int64_t kWantedBlocks = 16;              // so that threads of uneven speed finish together
 constexpr int64_t kActivationFloats = 128 * 1024;  // of A that the second-level cache holds beside the sums
@@ -101,10 +100,7 @@ size_t TileLayout::bytes() const {
 }
 
 GemmPlan::GemmPlan(const TileLayout& a, int64_t panels)
-    : a_(a),
-      panels_(panels),
-      row_blocks_(divide_up(a.rows, a.form == TileLayout::Form::kAmx ? kAmxBlockRows : kBlockRows)),
-      panel_blocks_(0) {
+    : a_(a), panels_(panels), row_blocks_(divide_up(a.rows, kBlockRows)), panel_blocks_(0) {
   if (a.rows == 0 || panels == 0) return;
   const int64_t most = std::max<int64_t>(1, kBlockSums / divide_up(a.rows, row_blocks_));
   panel_blocks_ = std::min(panels, std::max(divide_up(panels, most), divide_up(kWantedBlocks, row_blocks_)));

@@ -13,7 +13,7 @@ void cut(TileLayout& layout, DType a, DType weight);
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles);
 
 // Bytes of the scratch that `multiply` needs.
-inline constexpr int64_t kScratchBytes = 32 * 1024;
+inline constexpr int64_t kScratchBytes = 48 * 1024;
 
 void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, const GemmBlock& block,
               void* scratch);
