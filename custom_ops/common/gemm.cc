@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "common/gemm_amx.h"
-#include "common/gemm_vnni.h"
+#include "common/gemm_int8.h"
 #include "common/simd_target.h"
 
 namespace onnxfuse {
@@ -84,8 +84,8 @@ Dim columns_of(const TensorType& weight) {
 }
 
 TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : rows(rows), depth(depth) {
-  if (vnni::wanted(rows, weight))
-    vnni::cut(*this);
+  if (int8::wanted(rows, weight))
+    int8::cut(*this);
   else if (amx::wanted(rows, weight))
     amx::cut(*this, a, weight);
   else
@@ -93,7 +93,7 @@ TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : row
 }
 
 size_t TileLayout::bytes() const {
-  if (form == Form::kVnni) return static_cast<size_t>(vnni::bytes(*this));
+  if (form == Form::kInt8) return static_cast<size_t>(int8::bytes(*this));
   const int64_t panels = divide_up(depth, kPanel);
   const int64_t row = parts > 0 ? panels * kPanel * parts * 2 : divide_up(depth, slice_depth) * row_stride * 4;
   return static_cast<size_t>(tiles * tile_rows * row);
@@ -121,7 +121,7 @@ GemmBlock GemmPlan::block(int64_t index) const {
 }
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
-  if (layout.form == TileLayout::Form::kVnni) return vnni::write_tiles(layout, from, tiles);
+  if (layout.form == TileLayout::Form::kInt8) return int8::write_tiles(layout, from, tiles);
   if (layout.form == TileLayout::Form::kAmx) return amx::write_tiles(layout, from, tiles);
   float* out = static_cast<float*>(tiles);
   switch (from.dtype) {
@@ -142,7 +142,7 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
     std::fill_n(block.sums, size, 0.0f);
     return;
   }
-  if (layout.form == TileLayout::Form::kVnni) return vnni::multiply(layout, a, weights, count, block);
+  if (layout.form == TileLayout::Form::kInt8) return int8::multiply(layout, a, weights, count, block);
   if (layout.form == TileLayout::Form::kAmx)
     return amx::multiply(layout, a, weights, count, block, scratch.at_least(amx::kScratchBytes / sizeof(float)));
   const float* rows = static_cast<const float*>(a);

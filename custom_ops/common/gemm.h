@@ -7,7 +7,7 @@
 // The packed one is what the kernels read, in place and in order; panels of a plain one are copied piece by piece.
 // int8 is packed only, four rows at a time, and has scales, bfloat16; K is a multiple of 32:
 //   [N/32, K/4, 32, 4], scale [N/32, K/32, 32]: W[4 r + i, 32 p + j] = number (p, r, j, i) * scale (p, r / 8, j)
-// That product has at most 15 bits, and is exact in all that follows.
+// That product has at most 15 bits.
 //
 // Work is split into blocks of rows by panels of 32 columns. A block is owned by one thread, which multiplies over the
 // whole of K into a buffer that stays in its second-level cache and then hands the sums to an epilogue (activation,
@@ -15,13 +15,14 @@
 // Memory traffic: W is read once for every few hundred rows.
 //
 // Numerics: a product of float32 and its addition to the sum are rounded once (FMA); float16 and bfloat16 are widened.
-// VNNI multiplies integers: there, for int8 weights, see gemm_vnni.cc, an activation is within 2^-16 of the largest of
-// the 32 that share a scale; infinite activations give NaN. AMX multiplies bfloat16: there a number that is none is
-// taken as the sum of two or, where a float32 activation meets a float32 weight, of three of them, and the products of
-// the lowest parts are left out. Of weights of 16 bits or fewer that is an error of at most 2^-15 of a product,
-// typically a quarter of it: what a float16 result is rounded by is 2^-11. Of float32 weights it is 2^-22, typically
-// 2^-25, where rounding a float32 result costs up to 2^-24. AMX takes subnormal numbers for zeros, and what is smaller
-// than 2^-110 loses low parts; an infinite number may give NaN instead of infinity.
+// AMX multiplies bfloat16: there a number that is none is taken as the sum of two or, where a float32 activation meets
+// a float32 weight, of three of them, and the products of the lowest parts are left out. Of weights of 16 bits or fewer
+// that is an error of at most 2^-15 of a product, typically a quarter of it: what a float16 result is rounded by is
+// 2^-11. Of float32 weights it is 2^-22, typically 2^-25, where rounding a float32 result costs up to 2^-24. AMX takes
+// subnormal numbers for zeros, and what is smaller than 2^-110 loses low parts; an infinite number may give NaN instead
+// of infinity. Few rows are multiplied by int8 weights as integers, on AMX or VNNI, see gemm_int8.cc: an activation is
+// then within 2^-16 of the largest of the 32 that share a scale, and one that is not finite gives NaN. Otherwise such
+// weights are multiplied by their scales first.
 #pragma once
 
 #include <algorithm>
@@ -58,8 +59,8 @@ struct TileLayout {
 
   // kFloat: [slices of K][tiles][rows of a tile][row_stride] float32, the rows spread evenly over the tiles.
   // kAmx: [tiles][K/32][parts][rows of a tile][32] bfloat16; tiles of 32 rows, or one of all rows where they are few.
-  // kVnni: [tiles][K/32][rows of a tile], integers with a scale, see gemm_vnni.cc.
-  enum class Form { kFloat, kAmx, kVnni } form = Form::kFloat;
+  // kInt8: [tiles][K/32][rows of a tile], integers with a scale, see gemm_int8.cc.
+  enum class Form { kFloat, kAmx, kInt8 } form = Form::kFloat;
   int64_t parts = 0, slice_depth = 0, row_stride = 0;
 
   // For activations that have the values of dtype `a`, multiplied by weights of dtype `weight`.

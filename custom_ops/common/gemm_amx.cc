@@ -4,10 +4,13 @@
 // the first-level cache, and multiplied by all tiles of A, which stream from the second-level cache in the order in
 // which they lie there. A tile is 32 rows by the 32 columns of a panel: four registers of sums.
 //
+// The sums of rows 16-31, if there are any, are in registers 2 and 3.
+//
 // Up to 32 rows are one tile and share no weights: those are converted a few steps ahead of the products instead, a
 // panel at a time. That leaves the speed to the memory.
 #include "common/gemm_amx.h"
 
+#include "common/amx_config.h"
 #include "common/simd_target.h"
 
 #if ONNXFUSE_HAS_AMX
@@ -40,20 +43,6 @@ constexpr int64_t kStep = 32;  // of K: what one instruction sums over
 constexpr int kPairs = kStep / 2;
 constexpr int64_t kRegisterBytes = 1024;          // 16 rows of 32 bfloat16
 constexpr int64_t kActivationBytes = 768 * 1024;  // of A that the second-level cache holds beside the sums
-
-// Register numbers are immediates. 0 and 1 hold the sums of columns 0-15 and 16-31, 2 and 3 those of rows 16-31 if
-// there are any. 6 and 7 hold the columns of W, those between rows of A.
-struct __attribute__((packed)) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-
-  // The number of rows in registers 0, 1 and 4, and in 2, 3 and 5.
-  TileConfig(int64_t low, int64_t high) {
-    for (const int i : {0, 1, 4}) rows[i] = static_cast<uint8_t>(low);
-    for (const int i : {2, 3, 5}) rows[i] = static_cast<uint8_t>(high);
-  }
-};
 
 int64_t steps_of(int64_t depth) { return (depth + kStep - 1) / kStep; }
 
@@ -343,7 +332,7 @@ bool wanted(int64_t rows, DType weight) {
   if (weight == DType::kBFloat16) return rows >= 2;
   // Weights of more parts cost more to convert, where AVX-512 only loads them.
   if (weight == DType::kFloat16) return rows >= 8;
-  if (weight == DType::kInt8) return rows >= 32;
+  if (weight == DType::kInt8) return true;                     // of rows that gemm_int8.cc does not take
   return (rows >= 12 && rows <= kRegisterRows) || rows >= 24;  // a second register of rows has to pay, too
 }
 

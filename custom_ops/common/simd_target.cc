@@ -18,12 +18,12 @@ namespace {
 
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "amx"};
 
-// Whether there is AMX for bfloat16 and the operating system lets this process use it.
+// Whether there is AMX for bfloat16 and int8 and the operating system lets this process use it.
 bool has_amx() {
 #if ONNXFUSE_HAS_AMX
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kNeeded = kBf16 | kTile | kInt8;
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kNeeded) != kNeeded) return false;
   // Linux saves the tile registers for a process that has asked for them (arch_prctl, ARCH_REQ_XCOMP_PERM).
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

@@ -22,8 +22,8 @@ PRODUCT_ERRORS = {
     # On AMX a product is within 2^-15, typically a quarter of that.
     "float16": 2.0**-15,
     "bfloat16": 2.0**-15,
-    # On VNNI an activation is within 2^-16 of the largest of 32, evenly spread: 4 times the others, or more among gated
-    # ones, 1 / sqrt(3) of it in the mean square; 5 covers the largest of some 10^5.
+    # As an integer an activation is within 2^-16 of the largest of 32, evenly spread: 4 times the others, or more among
+    # gated ones, 1 / sqrt(3) of it in the mean square; 5 covers the largest of some 10^5.
     "int8": 5 * 4 / math.sqrt(3) * 2.0**-16,
 }
 

@@ -1,12 +1,11 @@
-// Matrix products by int8 weights on AVX-512 VNNI, whose one instruction adds up products of 8-bit integers. See
-// gemm.h.
+// Matrix products by int8 weights in integers: on AMX, or on AVX-512 VNNI. See gemm.h.
 #pragma once
 
 #include "common/gemm.h"
 
-namespace onnxfuse::vnni {
+namespace onnxfuse::int8 {
 
-// Whether to use VNNI for this many rows.
+// Whether this machine has the instructions, for a weight of this dtype.
 bool wanted(int64_t rows, DType weight);
 
 void cut(TileLayout& layout);
@@ -18,4 +17,4 @@ void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles);
 
 void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, const GemmBlock& block);
 
-}  // namespace onnxfuse::vnni
+}  // namespace onnxfuse::int8
