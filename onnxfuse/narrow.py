@@ -202,9 +202,10 @@ class _Projections:
         dtype = self.facts.dtype(node.inputs[0])
         if dtype in _16_BITS and any(matrices):
             name = dtype_name(dtype)
+            advice = "whose weights have 16 bits already" if self.weights == "bf16" else "export it in float32"
             raise UsageError(
-                f"weights is {self.weights!r}, but {node.name!r} computes in {name}: expected a model that computes in "
-                f"float32; the weights of a {name} model have 16 bits already"
+                f"weights is {self.weights!r}, expected a model that computes in float32; {node.name!r} computes in "
+                f"{name}, {advice}"
             )
         return dtype == ir.DataType.FLOAT and any(matrices)
 
