@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -116,11 +116,8 @@ class _Matrix:
     """A constant matrix [K, N], or panels of one: the transpose of `weight` where that is what is multiplied by."""
 
     weight: ir.Value
-    tensor: ir.TensorProtocol
+    tensor: ir.TensorProtocol = field(compare=False)  # what `weight` holds
     transposed: bool = False
-
-    def __hash__(self) -> int:
-        return hash((self.weight, self.transposed))
 
     @property
     def shape(self) -> tuple[int, int]:

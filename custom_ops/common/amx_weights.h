@@ -28,7 +28,7 @@ ONNXFUSE_INLINE void convert_pair(const W* even, __mmask32 even_mask, const W* o
 ONNXFUSE_INLINE void convert_pair(const int8_t* four, int first, const BFloat16* scales, char* to) {
   for (int half = 0; half < 2; ++half, to += kRegisterBytes) {
     const __m512i numbers = _mm512_loadu_si512(four + 64 * half);
-    const __m512 scale = load(scales + 16 * half, 0xffff);
+    const __m512 scale = load(scales + 16 * half);
     const auto row = [&](int i) {
       const __m512i number = _mm512_srai_epi32(_mm512_slli_epi32(numbers, static_cast<unsigned>(24 - 8 * i)), 24);
       return _mm512_mul_ps(_mm512_cvtepi32_ps(number), scale);
@@ -60,8 +60,8 @@ void put_in_order(float* sums, int64_t rows) {
 }
 
 // Rows of a panel on their way to the form that AMX wants, a pair of them at a time: for each step of K
-// [parts][2][16][16][2]. Rows from `depth` and columns from `columns` on become zeros. If kAhead, the weights 32 KB on
-// are prefetched in eight streams, where they are in order in memory.
+// [parts][2][16][16][2]. Rows from `depth` and columns from `columns` on become zeros. If kAhead, weights
+// are prefetched where they are in order in memory.
 template <bool kAhead, typename W>
 class Conversion {
  public:
@@ -73,9 +73,8 @@ class Conversion {
         depth_(depth),
         mask_(columns >= kPanel ? ~0u : (1u << columns) - 1),
         packed_(weight.packed),
-        to_(to) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(from), slice = at / kSlice * kSlice;
-    next_ = reinterpret_cast<const char*>(slice + kSlice + (at - slice) / kStreams);
+        to_(to),
+        ahead_(from) {
     static_assert(kStep == kScaledRows);
     if constexpr (kScaled)
       scales_ = weight.scales + (from - static_cast<const int8_t*>(weight.data)) / (kStep * kPanel) * kPanel;
@@ -89,8 +88,7 @@ class Conversion {
       for (int i = kBegin; i < kEnd; ++i) {
         if constexpr (kAhead) {
           ONNXFUSE_UNROLL
-          for (int line = i * kLines; line < (i + 1) * kLines; ++line)
-            __builtin_prefetch(next_ + line / kStreams * 64 + line % kStreams * kPage, 0, 2);
+          for (int line = i * kLines; line < (i + 1) * kLines; ++line) ahead_.fetch(line);
         }
         whole_pair(i, to_ + i * 64);
       }
@@ -113,7 +111,6 @@ class Conversion {
 
  private:
   static constexpr bool kScaled = std::is_same_v<W, int8_t>;  // packed and of whole steps
-  static constexpr int kPage = 4096, kStreams = 8, kSlice = kStreams * kPage;
   static constexpr int kLines = 2 * kPanel * sizeof(W) / 64;  // of a pair
 
   ONNXFUSE_INLINE void whole_pair(int64_t i, char* to) const {
@@ -130,7 +127,7 @@ class Conversion {
   __mmask32 mask_;
   bool packed_;
   char* to_;
-  const char* next_;
+  WeightsAhead ahead_;
   const BFloat16* scales_ = nullptr;
 };
 

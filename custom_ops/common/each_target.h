@@ -13,17 +13,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
-
-#if defined(__x86_64__)
-// GCC 12 takes the deliberately undefined operands inside the intrinsics for mistakes.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
+#include "common/intrinsics.h"
 
 namespace onnxfuse {
 namespace {
@@ -32,8 +22,6 @@ struct All {};  // the count of lanes of a load or store that moves a whole vect
 
 }  // namespace
 }  // namespace onnxfuse
-
-#define ONNXFUSE_INLINE inline __attribute__((always_inline))
 
 namespace onnxfuse {
 namespace {

@@ -7,6 +7,7 @@
 #include "common/gemm_amx.h"
 #include "common/gemm_int8.h"
 #include "common/simd_target.h"
+#include "common/weights_ahead.h"
 
 namespace onnxfuse {
 namespace {
@@ -20,7 +21,6 @@ constexpr int64_t kCopyFloats = 16 * 1024;         // of a slice that is convert
 }  // namespace
 }  // namespace onnxfuse
 
-#define ONNXFUSE_UNROLL _Pragma("GCC unroll 32")
 #define ONNXFUSE_KERNELS "common/gemm_kernel.h"
 #include "common/each_target.h"
 

@@ -11,17 +11,11 @@
 #include "common/gemm_amx.h"
 
 #include "common/amx_config.h"
+#include "common/intrinsics.h"
 #include "common/simd_target.h"
+#include "common/weights_ahead.h"
 
 #if ONNXFUSE_HAS_AMX
-
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#pragma GCC diagnostic pop
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,amx-tile,amx-bf16"))), \
@@ -30,9 +24,6 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,amx-tile,amx-bf16")
 #endif
-
-#define ONNXFUSE_INLINE inline __attribute__((always_inline))
-#define ONNXFUSE_UNROLL _Pragma("GCC unroll 32")
 
 namespace onnxfuse::amx {
 namespace {
@@ -51,12 +42,7 @@ constexpr int kPartsOf = std::is_same_v<W, BFloat16> ? 1
                          : std::is_same_v<W, float>  ? 3
                                                      : 2;
 
-// Numbers as float32, zeros where the mask has none.
-inline __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-inline __m512 load(const Half* p, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)); }
-inline __m512 load(const BFloat16* p, __mmask16 mask) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
-}
+#include "common/avx512_load.h"
 
 inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1); }
 

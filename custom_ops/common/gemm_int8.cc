@@ -17,14 +17,8 @@
 #include <utility>
 
 #include "common/amx_config.h"
-
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#pragma GCC diagnostic pop
+#include "common/intrinsics.h"
+#include "common/weights_ahead.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                        \
@@ -34,8 +28,6 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,amx-tile,amx-int8")
 #endif
-
-#define ONNXFUSE_UNROLL _Pragma("GCC unroll 32")
 
 namespace onnxfuse::int8 {
 namespace {
@@ -66,12 +58,7 @@ const char* place(const TileLayout& layout, const void* tiles, int64_t tile, int
   return static_cast<const char*>(tiles) + (tile * steps_of(layout) + step) * Step::bytes(layout.tile_rows);
 }
 
-inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
-inline __m512 load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline __m512 load(const BFloat16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+#include "common/avx512_load.h"
 
 // kStep numbers of row `row`. Those that are not finite make a scale that is NaN.
 template <typename T>
@@ -111,14 +98,6 @@ void write_rows(const TileLayout& layout, const TileSource& from, void* tiles) {
   }
 }
 
-// Line i of 16 of the weights 32 KB on, in eight streams: see gemm_kernel.h.
-inline const char* ahead_of(const int8_t* b) {
-  constexpr uintptr_t kSlice = 8 * 4096;
-  const auto at = reinterpret_cast<uintptr_t>(b), slice = at / kSlice * kSlice;
-  return reinterpret_cast<const char*>(slice + kSlice + (at - slice) / 8);
-}
-inline void prefetch(const char* ahead, int i) { __builtin_prefetch(ahead + i / 8 * 64 + i % 8 * 4096, 0, 2); }
-
 // Adds the sums of the integers, times both scales.
 inline void add(__m512i high, __m512i low, __m512 scale, float scale_of_row, float* sums) {
   const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
@@ -138,12 +117,12 @@ template <int kRows>
 void multiply_on_vnni(const char* a, int64_t, const int8_t* b, const BFloat16* scales, int64_t steps, float* sums) {
   for (int64_t step = 0; step < steps; ++step, a += Step::bytes(kRows), b += kStep * kPanel, scales += kPanel) {
     const Step rows(a, kRows);
-    const char* const ahead = ahead_of(b);
+    const WeightsAhead ahead(b);
     __m512i high[kRows][kVectors] = {}, low[kRows][kVectors] = {};
     ONNXFUSE_UNROLL
     for (int k = 0; k < kStep; k += 4) {
-      prefetch(ahead, k / 2);
-      prefetch(ahead, k / 2 + 1);
+      ahead.fetch(k / 2);
+      ahead.fetch(k / 2 + 1);
       __m512i weights[kVectors];
       ONNXFUSE_UNROLL
       for (int v = 0; v < kVectors; ++v)
@@ -184,8 +163,8 @@ void multiply_on_amx(const char* a, int64_t tile_rows, int64_t rows, const int8_
       const int8_t* const parts = Step(a + step * Step::bytes(tile_rows), tile_rows).parts;
       const int8_t* const weights = b + step * kStep * kPanel;
       auto& to = found[step % 2];
-      const char* const ahead = ahead_of(weights);
-      for (int i = 0; i < kStep * kPanel / 64; ++i) prefetch(ahead, i);
+      const WeightsAhead ahead(weights);
+      for (int i = 0; i < kStep * kPanel / 64; ++i) ahead.fetch(i);
       _tile_zero(0);
       _tile_zero(1);
       _tile_loadd(4, parts, kStep);

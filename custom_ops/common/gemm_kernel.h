@@ -184,15 +184,12 @@ void copy_panel(const W* b, int64_t b_stride, int64_t columns, int64_t depth, fl
   }
 }
 
-// Copies `depth` rows of a panel of int8, kScaledRows at a time, times their scales. Weights are in order in memory:
-// those 32 KB on are prefetched in eight streams.
+// Copies `depth` rows of a panel of int8, kScaledRows at a time, times their scales. Weights are in order in memory.
 inline void copy_scaled(const int8_t* b, const BFloat16* scales, int64_t depth, float* to) {
-  constexpr int64_t kVectors = kPanel / kLanes, kPage = 4096, kStreams = 8, kSlice = kStreams * kPage;
+  constexpr int64_t kVectors = kPanel / kLanes;
   for (int64_t first = 0; first < depth; first += kScaledRows, scales += kPanel) {
-    const auto at = reinterpret_cast<uintptr_t>(b), slice = at / kSlice * kSlice;
-    const char* next = reinterpret_cast<const char*>(slice + kSlice + (at - slice) / kStreams);
-    for (int64_t i = 0; i < kScaledRows * kPanel / 64; ++i)
-      __builtin_prefetch(next + i / kStreams * 64 + i % kStreams * kPage, 0, 2);
+    const WeightsAhead ahead(b);
+    for (int64_t i = 0; i < kScaledRows * kPanel / 64; ++i) ahead.fetch(i);
     Vec scale[kVectors];
     ONNXFUSE_UNROLL
     for (int64_t v = 0; v < kVectors; ++v) scale[v] = load(scales + v * kLanes);
