@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
-from onnxfuse.custom_ops.int8 import SCALED_ROWS, numbers_shape
-from onnxfuse.custom_ops.linear.cases import PRODUCT_ERRORS, scales_of
-from onnxfuse.custom_ops.packing import packed_shape
+from onnxfuse.custom_ops.linear.cases import PRODUCT_ERRORS, normal_rows, packed_form, scales_of
 
 DTYPES = ["float32", "float16", "bfloat16"]
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh"]
@@ -60,8 +58,8 @@ def case(
     lengths = {"gate_bias": (i,), "up_bias": (i,), "down_bias": (o,)}
     inputs: dict[str, Random | None] = {"x": Random((*rows, h), dtype, scale)}
     for name, shape in shapes.items():
-        pack = numbers_shape if weight_dtype == "int8" else packed_shape
-        inputs[name] = Random(pack(shape) if name in packed else shape, weight_dtype, 1 / math.sqrt(shape[0]))
+        layout = packed_form(shape, weight_dtype) if name in packed else shape
+        inputs[name] = Random(layout, weight_dtype, 1 / math.sqrt(shape[0]))
     for name, length in lengths.items():
         inputs[name] = Random(length, dtype) if name in biases else None
     inputs["skip"] = Random((*rows, h), dtype, scale) if skip else None
@@ -72,8 +70,7 @@ def case(
     # of the order of sqrt(K) half units. 8 covers the largest of some 10^5 results and the activation; gate and up are
     # sums of products of two normal numbers, so for a small H the largest are far from 1 (3 times farther for H = 1).
     roundings = math.sqrt(h) + math.sqrt(i)
-    # Of int8 only one number in 32 is normal, the scale.
-    tails = (1 + 2.2 / math.sqrt(h / (SCALED_ROWS if weight_dtype == "int8" else 1))) ** 2
+    tails = (1 + 2.2 / math.sqrt(normal_rows(h, weight_dtype))) ** 2
     # x, of this order, may meet another x of the same one; what is normalised is of the order of 1.
     order = 1.0 if norm else scale * (math.sqrt(2) if skip else 1)
     # One more rounding of the numbers, or of products of them, that are added up makes half a unit of the result on

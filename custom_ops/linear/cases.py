@@ -80,8 +80,7 @@ def case(
     }
     for i in range(3):
         shape = (depth, columns[i]) if i < len(columns) else None
-        pack = numbers_shape if weight_dtype == "int8" else packed_shape
-        layout = pack(shape) if shape and layouts[i] else shape
+        layout = packed_form(shape, weight_dtype) if shape and layouts[i] else shape
         inputs[f"weight_{i}"] = Random(layout, weight_dtype, 1 / math.sqrt(max(depth, 1))) if layout else None
         inputs[f"bias_{i}"] = Random((columns[i],), dtype) if shape and i in biases else None
     for i, n in enumerate(columns if weight_dtype == "int8" else ()):
@@ -93,7 +92,7 @@ def case(
     # A sum of K products of the order of 1 / sqrt(K) wanders through K roundings of numbers of the order of 1, an error
     # of the order of sqrt(K) half units; 8 covers the largest of some 10^5 results. For a small K results are far from
     # 1: the largest of a product of three normal numbers is some 30. Of int8 one number in 32, the scale, is normal.
-    tails = (1 + 2.2 / math.sqrt(max(depth / (SCALED_ROWS if weight_dtype == "int8" else 1), 1))) ** 2
+    tails = (1 + 2.2 / math.sqrt(max(normal_rows(depth, weight_dtype), 1))) ** 2
     # x + skip is twice as large in the mean square, the norm makes that 1 again, and its own error is a few units.
     size = math.sqrt(2) if skip and not norm else 1
     absolute = 8 * math.sqrt(depth) * EPSILON["float32"] / 2
@@ -121,6 +120,16 @@ def case(
         device=device,
         flops=2.0 * math.prod(rows) * depth * sum(columns) if math.prod(rows) > 32 else 0.0,
     )
+
+
+def packed_form(shape: tuple[int, int], dtype: str) -> tuple[int, ...]:
+    """The shape in which a weight [K, N] of this dtype is packed."""
+    return numbers_shape(shape) if dtype == "int8" else packed_shape(shape)
+
+
+def normal_rows(depth: int, dtype: str) -> float:
+    """How many rows of a weight are normally distributed by themselves: of int8 only the scales are."""
+    return depth / SCALED_ROWS if dtype == "int8" else depth
 
 
 def scales_of(shape: tuple[int, int]) -> Random:
