@@ -1,22 +1,28 @@
 // Prefetching of keys and values while others are worked on. Included by attention_kernel.h.
 //
-// A block lies in as many pages as it has streams here: a processor follows a stream up to the end of a page only, and
-// one stream alone leaves a third of the memory bandwidth unused.
+// A region is fetched as several streams, a line of each in turn: a processor follows a stream up to the end of a page
+// only, and one stream alone leaves a third of the memory bandwidth unused. Their number is fixed, so that a line costs
+// little more than its prefetch beside the arithmetic of a few rows.
 
-// Some rows of memory, the same number of bytes of each.
+inline constexpr int64_t kStreams = 8, kLine = 64;
+
+// Streams `stream` bytes apart; each has `pieces` of `bytes`, `stride` apart.
 struct Region {
   const char* data = nullptr;
-  int64_t rows = 0, bytes = 0, stride = 0;
+  int64_t stream = 0, pieces = 0, bytes = 0, stride = 0;
 };
 
-// `count` rows of `size` elements; if they are adjacent, as pages.
+// `count` rows of `size` elements; the last stream may go a little beyond.
 template <typename T>
 Region region_of(const T* data, int64_t size, int64_t row, int64_t count) {
-  constexpr int64_t kPage = 4096;
   const char* bytes = reinterpret_cast<const char*>(data);
-  const int64_t width = size * static_cast<int64_t>(sizeof(T));
-  if (row != size) return {bytes, count, width, row * static_cast<int64_t>(sizeof(T))};
-  return {bytes, attention::divide_up(count * width, kPage), std::min(count * width, kPage), kPage};
+  const int64_t width = size * static_cast<int64_t>(sizeof(T)), stride = row * static_cast<int64_t>(sizeof(T));
+  if (row == size) {
+    const int64_t each = attention::round_up(attention::divide_up(count * width, kStreams), kLine);
+    return {bytes, each, 1, each, each};
+  }
+  const int64_t rows = attention::divide_up(count, kStreams);
+  return {bytes, rows * stride, rows, attention::round_up(width, kLine), stride};
 }
 
 // Fetches a region into the second-level cache in step with the reading of another.
@@ -25,7 +31,7 @@ class Ahead {
   Ahead() = default;
   Ahead(const Region& next, int64_t bytes_to_read)
       : next_(next),
-        left_(next.rows * next.bytes),
+        left_(kStreams * next.pieces * next.bytes),
         pace_(attention::divide_up(left_, std::max<int64_t>(bytes_to_read, 1))) {}
 
   // A piece of so many bytes comes next; it may be read several times.
@@ -33,24 +39,21 @@ class Ahead {
 
   ONNXFUSE_INLINE void read(int64_t bytes) {
     due_ = std::min(due_ + bytes * pace_, allowed_);
-    int64_t row = row_, column = column_;
-    for (int64_t done = done_; done < due_; done += kLine) {
-      __builtin_prefetch(next_.data + row * next_.stride + column, 0, 2);
-      const bool wraps = ++row == next_.rows;
-      row = wraps ? 0 : row;
-      column += wraps ? kLine : 0;
+    for (; done_ < due_; done_ += kStreams * kLine) {
+      for (int64_t i = 0; i < kStreams; ++i) __builtin_prefetch(next_.data + i * next_.stream + column_, 0, 2);
+      column_ += kLine;
+      if (column_ == next_.bytes) {
+        column_ = 0;
+        next_.data += next_.stride;
+      }
     }
-    done_ = std::max(done_, (due_ + kLine - 1) / kLine * kLine);
-    row_ = row, column_ = column;
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-
   Region next_;
   int64_t left_ = 0, pace_ = 0;
   int64_t allowed_ = 0, due_ = 0, done_ = 0;
-  int64_t row_ = 0, column_ = 0;
+  int64_t column_ = 0;
 };
 
 // For data that is in a cache already.

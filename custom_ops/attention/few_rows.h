@@ -17,7 +17,7 @@ class FewRows {
 
   void block(Block<T>& block) {
     const int64_t j = block.first, count = block.count;
-    for (int64_t i = 0, step = rows_ < kRowsToTranspose ? kStrip : attention::kPanel; i < count; i += step) {
+    for (int64_t i = 0, step = transposes() ? attention::kPanel : kStrip; i < count; i += step) {
       const int64_t keys = std::min(step, count - i);
       w_.begin(block, &block.key, i, keys);
       score(block.key, i, keys, j, count);
@@ -32,8 +32,11 @@ class FewRows {
 
  private:
   // Keys and values that are copied, scored or added before the next ones: they stay in the first-level cache.
-  static constexpr int64_t kStrip = 16;
-  static constexpr int64_t kRowsToTranspose = 6;  // from here on it costs less than it saves
+  static constexpr int64_t kStrip = 32;
+
+  // Whether keys are transposed: that takes a time for each key and feature, where dot() adds up the lanes of its sums
+  // for each key and row, which is like eight features.
+  bool transposes() const { return rows_ >= std::max(kTileRows, p_.key.size / 8); }
 
   // Calls body(r, rows, begin, end) for tiles of rows: begin..end-1 are the keys of the block that a row of the tile
   // may see, begin a multiple of kLanes.
@@ -50,7 +53,7 @@ class FewRows {
   // The scores of all rows against keys i .. i + keys - 1 of the block at key j.
   void score(Side<T>& key, int64_t i, int64_t keys, int64_t j, int64_t count) {
     const T* from = key.at(i);
-    if (rows_ >= kRowsToTranspose) {
+    if (transposes()) {
       transpose_block(from, key.row, keys, p_.key.size, m_.keys, attention::kPanel, key.ahead);
       multiply_transposed(i, keys, j, count);
     } else if (p_.key.size % kLanes == 0) {
