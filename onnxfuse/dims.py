@@ -208,14 +208,38 @@ def broadcast(a: Size | None, b: Size | None) -> Size | None:
     return _operation("broadcast", *sorted((a, b), key=repr))
 
 
+def may_be_a_cut(value: Size) -> bool:
+    """Whether `value` is more than sums and products of the model's sizes."""
+    return any(atom.op not in ("size", "value") for monomial, _ in _terms(value) for atom in monomial)
+
+
 def _is_cut_of(cut: Size, whole: Size) -> bool:
-    """Whether `cut` is min(whole, n) with n > 1: where they meet by broadcasting, nothing can have been cut off."""
-    if not isinstance(cut, Dim) or len(cut.terms) != 1 or len(cut.terms[0][0]) != 1 or cut.terms[0][1] != 1:
-        return False
-    atom = cut.terms[0][0][0]
-    if atom.op != "min" or whole not in atom.args:
-        return False
-    return all(arg == whole or (isinstance(arg, int) and arg > 1) for arg in atom.args)
+    """Whether `cut` is what a table with n > 1 rows has of rows i to i + `whole`: where the two meet, it has them all.
+
+    With fewer rows they meet in one case only: `cut` is 0 and `whole` is 1, one token behind the table's end, of which
+    nothing would be computed. A fused operator refuses that run.
+    """
+    inner = _operands(cut, "max")
+    if inner is not None and 0 in inner:
+        cut = inner[0] + inner[1]
+    for monomial, factor in _terms(cut):
+        ends = _operands(Dim({monomial: factor}), "min")
+        if ends is None:
+            continue
+        start = Dim({monomial: factor}) - cut
+        starts = _operands(start, "min") or (start,)
+        for rows, end in (ends, ends[::-1]):
+            if isinstance(rows, int) and rows > 1 and any(end - s == whole for s in starts if s != rows):
+                return len(starts) == 1 or rows in starts
+    return False
+
+
+def _operands(value: Size, op: str) -> tuple[Size, ...] | None:
+    """a and b where `value` is op(a, b)."""
+    if not isinstance(value, Dim) or len(value.terms) != 1:
+        return None
+    monomial, factor = value.terms[0]
+    return monomial[0].args if factor == 1 and len(monomial) == 1 and monomial[0].op == op else None
 
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {

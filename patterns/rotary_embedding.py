@@ -216,6 +216,14 @@ class Table:
             None if content is None else content.reshape((1,) * (4 - content.ndim) + content.shape).squeeze(self.axis)
         )
 
+    def rows(self):
+        """What the axis of the heads was put into, [B|1, S, W] or [S, W]; None if it was there from the start."""
+        inner = self.captured.value.producer()
+        if self.captured.rank != 4 or inner is None or inner.op_type != "Unsqueeze":
+            return None
+        axes = sorted(axis % 4 for axis in self.facts.content(inner.inputs[1]))
+        return inner.inputs[0] if axes in ([self.axis], [0, self.axis]) else None
+
     def whole(self, new):
         """All of it, [B|1, S, W]."""
         value, content = self.captured.value, self.constant()
@@ -225,11 +233,8 @@ class Table:
             return value if self.axis == 1 else new.onnx.Transpose(value, perm=[1, 0, 2])
         if self.captured.rank < 3:
             return new.onnx.Unsqueeze(value, np.arange(3 - self.captured.rank))
-        inner = value.producer()
-        axes = [self.axis], [self.axis - 4]
-        if inner is not None and inner.op_type == "Unsqueeze" and self.facts.content(inner.inputs[1]) in axes:
-            return inner.inputs[0]
-        return new.onnx.Squeeze(value, np.array([self.axis]))
+        rows = self.rows()
+        return new.onnx.Squeeze(value, np.array([self.axis])) if rows is None else self._in_a_batch(rows, new)
 
     def halved(self, new):
         """One entry a pair, [B|1, S, W/2], None if the two of a pair are not known to be equal."""
@@ -238,14 +243,16 @@ class Table:
             half = content.shape[-1] // 2
             first, second = (content[..., i::2] for i in (0, 1)) if self.interleaved else np.split(content, [half], -1)
             return new.constant(first, self.captured.value.name) if (first == second).all() else None
-        inner = self.captured.value.producer()
-        axes = [self.axis], [self.axis - 4]
-        if inner is None or inner.op_type != "Unsqueeze" or self.facts.content(inner.inputs[1]) not in axes:
-            return None
-        source = inner.inputs[0].producer()
+        rows = self.rows()
+        source = None if rows is None else rows.producer()
         if source is not None and source.op_type == "Cast" and str(self.facts.dtype(source.inputs[0])) == "FLOAT":
             source = source.inputs[0].producer()  # the kernel takes float32 tables beside any x
-        return None if source is None else self._repeated(source)
+        entries = None if source is None else self._repeated(source)
+        return None if entries is None else self._in_a_batch(entries, new)
+
+    def _in_a_batch(self, rows, new):
+        """[S, W] as [1, S, W]."""
+        return rows if self.facts.rank(rows) == 3 else new.onnx.Unsqueeze(rows, np.array([0]))
 
     def _repeated(self, source):
         """v where `source` makes [v, v] on the last axis, or each entry of v twice."""

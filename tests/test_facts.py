@@ -50,3 +50,47 @@ def test_truth_values_and_integers_are_different_contents():
     assert facts.content(values["a"]) == facts.content(values["b"]) == [1]
     assert facts.fact(values["c"]) is not facts.fact(values["b"])
     assert facts.content(values["c"]) == [True]
+
+
+def rows_of(table: int, start: str, end: str) -> tuple:
+    """The shape of x [B, S, 4] plus rows `start` to `end`, of P and S, of a table."""
+    facts, values = facts_of(
+        f"""
+        p = Shape<start=1, end=2>(past) s = Shape<start=1, end=2>(x) sum = Add(p, s) all = Add(sum, p)
+        rows = Slice(table, {start}, {end}, zero) y = Add(x, rows)
+        """,
+        "float[B,S,4] x, float[B,P,4] past",
+        "float[I,J,K] y",
+        f"int64[1] zero = {{0}}, float[{table},4] table = {{{', '.join(['0'] * table * 4)}}}",
+    )
+    return facts.shape(values["y"])
+
+
+def test_rows_of_a_table_behind_the_past_are_as_many_as_the_tokens_that_they_meet():
+    """Where the table ends earlier, the Add fails, or nothing is computed."""
+    x = rows_of(9, "p", "sum")
+    assert [str(size) for size in x] == ["B", "S", "4"]
+    assert rows_of(9, "zero", "s") == x
+
+
+def test_other_rows_of_a_table_are_not_taken_to_be_as_many():
+    tokens = rows_of(9, "p", "sum")[1]
+    assert rows_of(1, "p", "sum")[1] != tokens  # one row at most: it may broadcast
+    assert rows_of(9, "p", "all")[1] != tokens
+    assert rows_of(9, "s", "sum")[1] != tokens
+    assert rows_of(1, "zero", "s")[1] != tokens
+
+
+def test_a_size_that_a_reshape_must_give_is_the_one_that_is_left():
+    """A Reshape to as many rows as a table has of them fails unless they are all there."""
+    facts, values = facts_of(
+        """
+        p = Shape<start=1, end=2>(past) s = Shape<start=1, end=2>(x) sum = Add(p, s)
+        rows = Slice(table, p, sum, zero) count = Shape<start=0, end=1>(rows)
+        to = Concat<axis=0>(zero, count, wide) y = Reshape(x, to)
+        """,
+        "float[B,S,2,4] x, float[B,P,4] past",
+        "float[I,J,K] y",
+        f"int64[1] zero = {{0}}, int64[1] wide = {{8}}, float[9,4] table = {{{', '.join(['0'] * 36)}}}",
+    )
+    assert [str(size) for size in facts.shape(values["y"])] == ["B", "S", "8"]

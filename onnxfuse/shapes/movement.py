@@ -205,21 +205,35 @@ def reshape(call: Call) -> Fact:
 
 
 def reshaped(shape: Shape, target: Sequence[Size], allow_zero: bool) -> Shape | None:
-    """The shape that Reshape gives: 0 copies (unless `allow_zero`), -1 takes what is left."""
+    """The shape that Reshape gives: 0 copies (unless `allow_zero`), -1 takes what is left.
+
+    So does the one size that may be a cut of another, as a table's rows are: the Reshape would fail if it were less.
+    """
     out: list[Size] = [shape[i] if t == 0 and not allow_zero and i < len(shape) else t for i, t in enumerate(target)]
     if -1 in out:
         hole = out.index(-1)
-        # sizes that stand on both sides cancel, which keeps the quotient exact for any polynomial
-        total, rest = list(shape), [s for i, s in enumerate(out) if i != hole]
-        for size in list(rest):
-            if size in total:
-                total.remove(size)
-                rest.remove(size)
-        denominator = product(rest)
-        if denominator == 0:
+        left = _what_is_left(shape, [s for i, s in enumerate(out) if i != hole])
+        if left is None:
             return None
-        out[hole] = dims.floor_div(product(total), denominator)
+        out[hole] = left
+        return tuple(out)
+    cuts = [i for i, size in enumerate(out) if dims.may_be_a_cut(size) and size not in shape]
+    left = _what_is_left(shape, [s for i, s in enumerate(out) if i != cuts[0]]) if len(cuts) == 1 else None
+    if left is not None and not dims.may_be_a_cut(left):
+        out[cuts[0]] = left
     return tuple(out)
+
+
+def _what_is_left(shape: Shape, taken: Sequence[Size]) -> Size | None:
+    """The size that beside those `taken` gives as many elements as `shape` has."""
+    # sizes that stand on both sides cancel, which keeps the quotient exact for any polynomial
+    total, rest = list(shape), list(taken)
+    for size in taken:
+        if size in total:
+            total.remove(size)
+            rest.remove(size)
+    denominator = product(rest)
+    return None if denominator == 0 else dims.floor_div(product(total), denominator)
 
 
 @rule("Flatten")

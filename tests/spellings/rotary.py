@@ -94,16 +94,18 @@ def _number(w: Writer, ids: Value, axis: int) -> Value:
     return w.unsqueeze(w.cast(ids, "float32"), axis)
 
 
-def table(w: Writer, size: int, *, full: bool) -> tuple[Table, dict[str, int]]:
-    """A table [B|1, S, W] from one of its sources; what of it can be fused."""
+def table(w: Writer, size: int, x: Value, *, full: bool) -> tuple[Table, dict[str, int]]:
+    """A table [B|1, S, W] for x from one of its sources; what of it can be fused."""
     width = 2 * size if full else size
-    kind = w.fixed("input", "input", "computed", "gathered", "stored")
+    kind = w.fixed("input", "input", "computed", "gathered", "stored", "sliced")
     dtype = w.fixed("float32", w.dtype)
     if kind == "computed":
         return computed(w, size, full=full, dtype=w.dtype), {"RotaryTable": 1}
     if kind == "stored" and isinstance(w.s, int):
         cos, sin = stored(size, w.s, full)
         return Table(*(w.constant(t[None].astype(w.dtype)) for t in (cos, sin))), {}
+    if kind == "sliced":
+        return Table(*(w.cast(t, w.dtype) for t in _rows_behind_the_past(w, size, x, full))), {}
     if kind == "gathered":
         ids = positions(w)
         cos, sin = (w.constant(t, "float32") for t in stored(size, 40, full))
@@ -114,6 +116,18 @@ def table(w: Writer, size: int, *, full: bool) -> tuple[Table, dict[str, int]]:
     for value in (cos, sin):
         w.feeders[value.name] = lambda shape, draw: _repeated(draw.standard_normal(shape), full)
     return Table(w.cast(cos, w.dtype), w.cast(sin, w.dtype)), {}
+
+
+def _rows_behind_the_past(w: Writer, size: int, x: Value, full: bool) -> list[Value]:
+    """cos and sin [1, S, W], sliced from all positions where a cache ends."""
+    past = w.input("past", (w.b, w.p, 2))
+    start, count = w.size(past, 1), w.size(x, x.shape.index(w.s))
+    end = w.add(start, count)
+    rows = []
+    for content in stored(size, 40, full):
+        cut = (w.constant(content, "float32"), start, end, w.integers(0), w.integers(1))
+        rows.append(w.unsqueeze(w.node("Slice", *cut, shape=(w.s, content.shape[1])), 0))
+    return rows
 
 
 def _repeated(array: np.ndarray, full: bool) -> np.ndarray:
@@ -150,7 +164,7 @@ def rotated_part(w: Writer, x: Value, size: int, axis: int, *, interleaved: bool
     """x with its first `size` features turned, the rest as it is."""
     full = w.fixed(True, False)
     rope = interleaved_pairs if interleaved else half_split
-    made, found = table(w, size // 2, full=full)
+    made, found = table(w, size // 2, x, full=full)
     if not full and axis == 1 and made.cos.shape[0] == x.shape[0] and w.opset >= 23 and w.coin(0.6):
         return _one_operator(w, x, made, size, interleaved), found
     if full and interleaved:  # the table of pairs repeats each entry
