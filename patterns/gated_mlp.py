@@ -9,6 +9,8 @@ Numerics: gate, up and their product stay in float32, where the graph rounds eac
 Refuses: quantised weights (their products stay, SwiGLU still fuses); a projection with further users.
 """
 
+from functools import partial
+
 import numpy as np
 
 from onnxfuse.dsl import any_of, constant, fusion, maybe, one_of, op, scalar, tensor
@@ -55,13 +57,21 @@ def gated_mlp(
 ):
     """Gated MLP: y = (act(x @ Wg + bg) * (x @ Wu + bu)) @ Wd + bd."""
     separate = linear(x, gate_weight, gate_bias), linear(x, up_weight, up_bias)
-    packed = linear(x, packed_weight, packed_bias)  # Phi-3: the gate's columns, then the up projection's
-    pairs = [separate, *halves(packed, half, end)]
+    cut = halves(linear(x, packed_weight, packed_bias), half, end)
+
+    def of(product):
+        """The product of gate and up; packed, the gate's columns come first (Phi-3), or the up projection's."""
+        return one_of(
+            "order",
+            gate_first=any_of(*(product(gate, up) for gate, up in [separate, *cut])),
+            up_first=any_of(*(product(gate, up) for up, gate in cut)),
+        )
+
     product = one_of(
         "activation",
-        silu=any_of(*(own.SwiGLU(gate, up) for gate, up in pairs)),
-        gelu=any_of(*(gated(gelu, gate, up) for gate, up in pairs)),
-        gelu_tanh=any_of(*(gated(gelu_tanh, gate, up) for gate, up in pairs)),
+        silu=of(own.SwiGLU),
+        gelu=of(partial(gated, gelu)),
+        gelu_tanh=of(partial(gated, gelu_tanh)),
     )
     return linear(product, down_weight, down_bias)
 
@@ -77,21 +87,21 @@ def supported(m):
     if m.packed_weight is not None:
         yield m.packed_weight.shape[1] == 2 * m.I, "the packed weight is {m.packed_weight}, expected 2 * {m.I} columns"
         yield m.half is None or m.half == m.I, "gate and up are cut at {m.half}, expected {m.I}"
-        yield m.end is None or m.end >= 2 * m.I, "the up projection ends at {m.end}, expected {m.I} * 2"
+        yield m.end is None or m.end >= 2 * m.I, "the second half ends at {m.end}, expected {m.I} * 2"
 
 
 @gated_mlp.rewrite
 def fused(new, m):
     gate, up, biases = m.gate_weight, m.up_weight, [m.gate_bias, m.up_bias, m.down_bias]
     if m.packed_weight is not None:  # slices of a constant: they become weights when the model is written
-        gate, up = halved(new, m.packed_weight, m.I)
+        gate, up = halved(new, m.packed_weight, m)
     if m.packed_bias is not None:
-        biases[:2] = halved(new, m.packed_bias, m.I)
+        biases[:2] = halved(new, m.packed_bias, m)
     return new.GatedMLP(m.x, gate, up, m.down_weight, *biases, activation=m.activation)
 
 
-def halved(new, packed, size):
-    """The first and the last `size` columns."""
+def halved(new, packed, m):
+    """The columns of the gate, and those of the up projection."""
     axis = np.array([packed.rank - 1])
-    starts = 0, size
-    return [new.onnx.Slice(packed, np.array([start]), np.array([start + size]), axis) for start in starts]
+    starts = (0, m.I) if m.order == "gate_first" else (m.I, 0)
+    return [new.onnx.Slice(packed, np.array([start]), np.array([start + m.I]), axis) for start in starts]

@@ -130,10 +130,10 @@ def mlp(w: Writer, x: Value, inner: int, *, biases: bool = False) -> Value:
 
 
 def packed(w: Writer, x: Value, gate_weight, up_weight, gate_bias, up_bias) -> tuple[Value, Value]:
-    """Gate and up by one product: Phi-3 keeps the gate's columns first."""
-    weight = np.concatenate([gate_weight, up_weight], axis=1)
-    bias = None if gate_bias is None else np.concatenate([gate_bias, up_bias])
+    """Gate and up by one product; Phi-3 keeps the gate's columns first."""
+    order = 1 if w.fixed(True, False) else -1
+    weight = np.concatenate([gate_weight, up_weight][::order], axis=1)
+    bias = None if gate_bias is None else np.concatenate([gate_bias, up_bias][::order])
     inner = gate_weight.shape[1]
-    both = w.linear(x, weight, bias)
-    first, second = w.split(both, -1, [inner, inner])
-    return (second, first) if w.shifts_to("swapped") else (first, second)
+    gate, up = w.split(w.linear(x, weight, bias), -1, [inner, inner])[::order]
+    return (up, gate) if w.shifts_to("swapped") else (gate, up)
