@@ -44,14 +44,14 @@ def kept_by_the_reduction(node: ir.Node, site: Site) -> ir.Value | None:
     rank = site.facts.rank(x)
     if attr(reduction, "keepdims", 1) or rank is None:
         return None
-    dropped, added = _listed(reduction, site), _listed(node, site)
+    dropped, added = listed_axes(reduction, site), listed_axes(node, site)
     if not dropped or not added or sorted(a % rank for a in dropped) != sorted(a % rank for a in added):
         return None
     attributes = written(reduction) | {"keepdims": 1}
     return site.op(reduction.op_type, *reduction.inputs, **attributes)
 
 
-def _listed(node: ir.Node, site: Site) -> list[int] | None:
+def listed_axes(node: ir.Node, site: Site) -> list[int] | None:
     """The axes of a node, attribute or input."""
     if "axes" in node.attributes:
         return list(node.attributes["axes"].value)
@@ -64,17 +64,20 @@ def inserted_elsewhere(node: ir.Node, site: Site) -> ir.Value | None:
     insertion, perm = node.inputs[0].producer(), attr(node, "perm")
     if insertion is None or insertion.domain or insertion.op_type != "Unsqueeze" or perm is None:
         return None
-    axes = _listed(insertion, site)
+    axes = listed_axes(insertion, site)
     if axes is None:
         return None
     added = {axis % len(perm) for axis in axes}
     kept = [axis for axis in perm if axis not in added]
-    if kept != sorted(kept):
-        return None
     places = [place for place, axis in enumerate(perm) if axis in added]
-    if "axes" in insertion.attributes:
-        return site.op("Unsqueeze", insertion.inputs[0], axes=places)
-    return site.op("Unsqueeze", insertion.inputs[0], site.constant(places, "axes"))
+    return with_axes("Unsqueeze", insertion.inputs[0], places, site) if kept == sorted(kept) else None
+
+
+def with_axes(op_type: str, x: ir.Value, axes: list[int], site: Site) -> ir.Value:
+    """Unsqueeze or Squeeze of x: the axes are an attribute before opset 13, an input since."""
+    if site.facts.opset < 13:
+        return site.op(op_type, x, axes=axes)
+    return site.op(op_type, x, site.constant(axes, "axes"))
 
 
 @simplifies("Reshape", "Unsqueeze", "Squeeze")

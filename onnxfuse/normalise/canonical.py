@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, reshaped, written
+from onnxfuse.normalise.heads import is_folded, repeated
+from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, written
 from onnxfuse.normalise.sweep import Site, replace, simplifies
-from onnxfuse.shapes import product
 
 
 @simplifies("Transpose")
@@ -45,13 +45,7 @@ def repeated_rows(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     if several != (batch, length, heads, group, size) or out != (batch, length, heads * group, size):
         return None
-    first = site.op("Transpose", x, perm=[0, 2, 1, 3])
-    if "axes" in apart.attributes:
-        alone = site.op("Unsqueeze", first, axes=[2])
-    else:
-        alone = site.op("Unsqueeze", first, site.constant([2], "axes"))
-    repeated = site.op("Expand", alone, site.constant([1, 1, group, 1, 1], "shape"))
-    return site.op("Reshape", repeated, site.constant([0, heads * group, -1, size], "shape"))
+    return repeated(site.op("Transpose", x, perm=[0, 2, 1, 3]), heads, group, site)
 
 
 @simplifies("com.microsoft.FusedMatMul")
@@ -107,7 +101,7 @@ def cast_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     sources = [c.inputs[0] for c in casts]
     dtypes, to = {site.facts.dtype(x) for x in sources}, site.facts.dtype(node.inputs[0])
-    if len(dtypes) > 1 or not _widens(dtypes.pop(), to) or _fold(node.outputs[0], site) is not None:
+    if len(dtypes) > 1 or not _widens(dtypes.pop(), to) or is_folded(node.outputs[0], site):
         return None
     attributes = written(node)
     moved = site.op(node.op_type, *sources, *node.inputs[count:], outputs=len(node.outputs), **attributes)
@@ -132,7 +126,7 @@ def factor_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
     scaled = node.inputs[0].producer()
     if not site.canonical or scaled is None or scaled.domain or scaled.op_type not in ("Mul", "Div", "Neg"):
         return None
-    if _fold(node.outputs[0], site) is not None:
+    if is_folded(node.outputs[0], site):
         return None  # what acts on folded heads comes before the fold
     attributes = written(node)
     if scaled.op_type == "Neg":
@@ -214,80 +208,3 @@ def product_of_rows(node: ir.Node, site: Site) -> ir.Value | None:
     before, flat, _, after = shapes
     same = before[-1] == flat[-1] and after == (*before[:-1], shapes[2][1])
     return site.op("MatMul", x, weight) if same else None
-
-
-# ---- heads folded into the batch: [B*N, S, D] ------------------------------------------------------------------------
-
-
-def _fold(value: ir.Value, site: Site) -> ir.Node | None:
-    """The Reshape of [B, N, S, D], or of [B, K, N/K, S, D], to `value` [B*N, S, D]."""
-    fold = producer(value, "Reshape")
-    if fold is None:
-        return None
-    source, shape = site.facts.shape(fold.inputs[0]), site.facts.shape(value)
-    if source is None or shape is None or len(source) not in (4, 5) or len(shape) != 3:
-        return None
-    return fold if shape == (product(source[:-2]), *source[-2:]) else None
-
-
-def _unfolded(value: ir.Value, site: Site) -> ir.Value | None:
-    """x [B, N, S, D] where `value` is Reshape(x) [B*N, S, D]."""
-    fold = _fold(value, site)
-    if fold is None:
-        return None
-    source = site.facts.shape(fold.inputs[0])
-    if len(source) == 4:
-        return fold.inputs[0]
-    return reshaped(fold.inputs[0], (source[0], source[1] * source[2], *source[3:]), site)
-
-
-def _folded(x: ir.Value, site: Site) -> ir.Value:
-    """x [B, N, S, L] as [B*N, S, L]."""
-    kept = site.op("Gather", site.op("Shape", x), site.constant([2, 3]), axis=0)
-    return site.op("Reshape", x, site.op("Concat", site.constant([-1]), kept, axis=0))
-
-
-@simplifies("MatMul")
-def matmul_of_folded_heads(node: ir.Node, site: Site) -> ir.Value | None:
-    """A batched product of [B*N, S, D] and [B*N, D, L] is one of [B, N, S, D] and [B, N, D, L], folded."""
-    if not site.canonical:
-        return None
-    a, b = (_unfolded(v, site) for v in node.inputs)
-    if a is None or b is None or site.facts.shape(a)[:2] != site.facts.shape(b)[:2]:
-        return None
-    return _folded(site.op("MatMul", a, b), site)
-
-
-@simplifies("Mul", "Div", "Softmax", "Cast", "IsNaN", "Tanh")
-def elementwise_of_folded_heads(node: ir.Node, site: Site) -> ir.Value | None:
-    """What acts on every score, or on the last axis, acts before the heads are folded as well."""
-    x = _unfolded(node.inputs[0], site) if site.canonical else None
-    if x is None:
-        return None
-    others = node.inputs[1:]
-    attributes = written(node)
-    if node.op_type == "Softmax":
-        if attributes.get("axis", -1) not in (-1, 2):
-            return None
-        attributes["axis"] = -1
-    if any(site.facts.tensor(o) is None or site.facts.tensor(o).size != 1 for o in others):
-        return None
-    return _folded(site.op(node.op_type, x, *others, **attributes), site)
-
-
-@simplifies("Add")
-def mask_of_folded_heads(node: ir.Node, site: Site) -> ir.Value | None:
-    """A mask [B*N, S, L] that is added to folded scores is unfolded: [B, N, S, L]."""
-    if not site.canonical:
-        return None
-    for scores, mask in (node.inputs, node.inputs[::-1]):
-        x = _unfolded(scores, site)
-        if x is None or site.facts.rank(mask) != 3:
-            continue
-        heads = site.facts.shape(x)[1]
-        if not isinstance(heads, int) or site.facts.shape(mask)[0] != site.facts.shape(scores)[0]:
-            continue
-        kept = site.op("Gather", site.op("Shape", mask), site.constant([1, 2]), axis=0)
-        target = site.op("Concat", site.constant([-1, heads]), kept, axis=0)
-        return _folded(site.op("Add", x, site.op("Reshape", mask, target)), site)
-    return None

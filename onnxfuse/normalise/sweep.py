@@ -133,6 +133,8 @@ def sweep(graph: ir.Graph, facts: Facts, *, canonical: bool) -> None:
     import onnxfuse.normalise.branches
     import onnxfuse.normalise.canonical
     import onnxfuse.normalise.constants
+    import onnxfuse.normalise.einsum
+    import onnxfuse.normalise.heads
     import onnxfuse.normalise.layouts
     import onnxfuse.normalise.parts
     import onnxfuse.normalise.signs

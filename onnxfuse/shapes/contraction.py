@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxfuse.dims import Size
 from onnxfuse.shapes.fact import (
     Call,
     Fact,
@@ -26,6 +27,20 @@ def gemm(call: Call) -> Fact:
     if a is None or b is None:
         return Fact(call[0].dtype)
     return Fact(call[0].dtype, (a[1] if call.attr("transA", 0) else a[0], b[0] if call.attr("transB", 0) else b[1]))
+
+
+@rule("Einsum")
+def einsum(call: Call) -> Fact:
+    operands, _, result = call.attr("equation", "").replace(" ", "").partition("->")
+    sizes: dict[str, Size] = {}
+    for index, labels in enumerate(operands.split(",")):
+        shape = call[index].shape
+        if shape is None or not labels.isalpha() or len(labels) != len(shape):
+            return Fact(call[0].dtype)
+        for label, size in zip(labels, shape, strict=True):
+            if sizes.get(label, 1) == 1:  # a size of one broadcasts
+                sizes[label] = size
+    return Fact(call[0].dtype, tuple(sizes[c] for c in result) if result else None)
 
 
 @rule("MatMulNBits")

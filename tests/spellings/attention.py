@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from spellings import masks
@@ -47,8 +49,12 @@ def attend(w: Writer, q: Value, k: Value, v: Value, groups: int) -> tuple[Value,
         k, v = (with_past(w, x, name) for x, name in ((k, "past_key"), (v, "past_value")))
         w.output(k)
         w.output(v)
-    place = Place(w.b, heads, w.s, k.shape[2], q, k)
-    keys, values = (repeated(w, x, heads // groups) for x in (k, v))
+    place = Place(w.b, heads, w.s, k.shape[2], q, k, apart=w.coin(0.2))
+    if place.apart:
+        q = in_groups(w, q, groups)
+        keys, values = (w.unsqueeze(x, 2) for x in (k, v))
+    else:
+        keys, values = (repeated(w, x, heads // groups) for x in (k, v))
     scores = scaled_scores(w, q, keys)
     if w.fixed(True, *[False] * 5):
         scores = soft_capped(w, scores)
@@ -62,7 +68,19 @@ def attend(w: Writer, q: Value, k: Value, v: Value, groups: int) -> tuple[Value,
         weights = w.add(weights, w.scalar(0.5, weights))
     if w.mutates("weights_from_one", "Attention"):
         weights = w.sub(w.scalar(1.0, weights), weights)
-    return product(w, weights, w.cast(values, weights.dtype), place), {}
+    context = product(w, weights, w.cast(values, weights.dtype), place)
+    if place.apart:
+        context = w.reshape(context, (w.b, heads, w.s, v.shape[3]), source=q)
+    return context, {}
+
+
+def in_groups(w: Writer, q: Value, groups: int) -> Value:
+    """q [B, N, S, D] as [B, K, N/K, S, D]."""
+    batch, heads, length, size = q.shape
+    if w.coin():
+        return w.reshape(q, (batch, groups, heads // groups, length, size), source=q)
+    rows = w.reshape(w.transpose(q, HEADS_FIRST), (batch, length, groups, heads // groups, size), source=q)
+    return w.transpose(rows, [0, 2, 3, 1, 4])
 
 
 def _one_operator(w: Writer, q: Value, k: Value, v: Value) -> Value:
@@ -185,10 +203,12 @@ def scaled_scores(w: Writer, q: Value, k: Value) -> Value:
     if w.shifts_to("scores_of_k"):
         q = w.add(q, w.scalar(0.3, q))
     if w.mutates("keys_not_turned", "Attention"):
-        turned = w.reshape(k, (*k.shape[:2], size, k.shape[2]), source=k)
+        scores = w.matmul(q, w.reshape(k, (*k.shape[:-2], size, k.shape[-2]), source=k))
+    elif q.dtype == "float32" and w.coin(0.15):
+        scores = einsum(w, q, k, "sd,td->st")
     else:
-        turned = w.transpose(k, [0, 1, 3, 2])
-    scores = folded_product(w, q, turned) if w.coin(0.15) else w.matmul(q, turned)
+        turned = w.transpose(k, [*range(k.rank - 2), k.rank - 1, k.rank - 2])
+        scores = folded_product(w, q, turned) if q.rank == 4 and w.coin(0.15) else w.matmul(q, turned)
     if w.mutates("scores_squared", "Attention"):
         scores = w.square(scores)
     if w.mutates("scores_positive", "Attention"):
@@ -196,8 +216,21 @@ def scaled_scores(w: Writer, q: Value, k: Value) -> Value:
     if w.mutates("scores_of_a_row", "Attention"):  # less their product with the row's mean
         scores = w.sub(scores, w.mul(scores, w.reduce("ReduceMean", scores)))
     if w.mutates("scale_of_a_head", "Attention"):
-        scores = w.mul(scores, w.constant(np.linspace(0.5, 2, scores.shape[1]).reshape(-1, 1, 1), scores.dtype))
+        scores = w.mul(
+            scores, w.constant(np.linspace(0.5, 2, scores.shape[1]).reshape(-1, *[1] * (scores.rank - 2)), scores.dtype)
+        )
     return w.times(scores, scale) if where == "scores" else scores
+
+
+def einsum(w: Writer, a: Value, b: Value, equation: str) -> Value:
+    """Einsum of a's and b's last two axes for every head; those of a group [B, K, G, S, D] meet one of b's."""
+    left, right = ("bkg", "bk") if a.rank == 5 else ("bn", "bn")
+    first, second, result = re.split(",|->", equation)
+    last = {"t": b.shape[-2], "d": b.shape[-1]}[result[-1]]
+    b = w.squeeze(b, 2) if a.rank == 5 else b
+    return w.node(
+        "Einsum", a, b, shape=(*a.shape[:-1], last), equation=f"{left}{first},{right}{second}->{left}{result}"
+    )
 
 
 def folded_product(w: Writer, a: Value, b: Value) -> Value:
@@ -219,7 +252,10 @@ def with_mask(w: Writer, scores: Value, place: Place) -> Value:
     """The scores under a mask of any kind."""
     made = chosen_mask(w, place)
     if made is None:
-        return w.add(scores, bias(w, place, scores.dtype)) if w.fixed(True, False, False) else scores
+        if not w.fixed(True, False, False):
+            return scores
+        numbers = bias(w, place, scores.dtype)
+        return w.add(scores, w.unsqueeze(numbers, 1) if place.apart else numbers)
     seen = [m.seen for m in made]
     w.seen = lambda sizes, feeds: np.all(np.broadcast_arrays(*(s(sizes, feeds) for s in seen)), axis=0).any(-1)
     if len(made) == 2 and w.coin(0.5):  # two masks, one after the other
@@ -243,11 +279,12 @@ def chosen_mask(w: Writer, place: Place) -> list[Mask] | None:
 
 def bias(w: Writer, place: Place, dtype: str) -> Value:
     """Numbers to add to the scores: an input, or, as in ALiBi, constants."""
-    if isinstance(place.keys, int) and w.fixed(True, False):
+    heads = 1 if place.apart else w.fixed(1, place.heads)
+    if isinstance(place.keys, int) and not place.apart and w.fixed(True, False):
         slopes = np.linspace(0.1, 1, place.heads).reshape(1, -1, 1, 1) * np.arange(-place.keys, 0)
         return w.constant(slopes, dtype)
     batch = w.fixed(place.batch, 1)
-    return w.input("bias", (batch, w.fixed(1, place.heads), place.queries, place.keys), dtype)
+    return w.input("bias", (batch, heads, place.queries, place.keys), dtype)
 
 
 def added(w: Writer, scores: Value, mask: Mask, place: Place) -> Value:
@@ -274,7 +311,7 @@ def softmax(w: Writer, scores: Value, dtype: str) -> Value:
     if w.mutates("sigmoid", "Attention"):
         return w.apply("Sigmoid", scores)
     wide = w.cast(scores, "float32") if dtype in HALF and w.coin(0.7) else scores
-    axis = -2 if w.mutates("softmax_axis", "Attention") else w.pick(-1, 3)
+    axis = -2 if w.mutates("softmax_axis", "Attention") else w.pick(-1, scores.rank - 1)
     in_steps = w.coin(0.1) and axis != -2
     weights = decomposed_softmax(w, wide) if in_steps else w.apply("Softmax", wide, axis=axis)
     if w.mutates("softmax_twice", "Attention"):
@@ -304,10 +341,11 @@ def guarded(w: Writer, weights: Value) -> Value:
 def product(w: Writer, weights: Value, values: Value, place: Place) -> Value:
     """weights @ v [B, N, S, E]."""
     if w.shifts_to("values_reversed"):
-        values = w.node(
-            "Slice", values, w.integers(-1), w.integers(-(2**31)), w.integers(2), w.integers(-1), shape=values.shape
-        )
-    if w.coin(0.15):
+        ends = w.integers(-1), w.integers(-(2**31))
+        values = w.node("Slice", values, *ends, w.integers(values.rank - 2), w.integers(-1), shape=values.shape)
+    if weights.dtype == "float32" and w.coin(0.15):
+        return einsum(w, weights, values, "st,td->sd")
+    if weights.rank == 4 and w.coin(0.15):
         return folded_product(w, weights, values)
     return w.matmul(weights, values)
 

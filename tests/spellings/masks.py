@@ -25,6 +25,7 @@ class Place:
     keys: Dim
     query: Value  # [B, N, S, D]
     key: Value  # [B, K, L, D]
+    apart: bool = False  # the query heads of a group have an axis of their own: scores [B, K, N/K, S, L]
 
     @property
     def has_past(self) -> bool:
@@ -194,7 +195,9 @@ def additive(w: Writer, mask: Mask, dtype: str, hidden: float) -> Value:
 
 
 def widened(w: Writer, value: Value, place: Place) -> Value:
-    """A mask now and then expanded to all batches or heads."""
+    """A mask now and then expanded to all batches or heads; one axis more beside heads apart by group."""
+    if place.apart:
+        return w.unsqueeze(value, 1)
     if not w.coin(0.2):
         return value
     heads = place.heads if w.coin(0.3) else 1

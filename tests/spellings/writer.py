@@ -24,7 +24,11 @@ class Writer(Movement):
             rows = self.reshape(x, (merged(x.shape[:2]), x.shape[2]))
             made = self._gemm(rows, weight, bias)
             return self.reshape(made, (*x.shape[:2], weight.shape[1]), source=x)
-        made = self.matmul(x, self.constant(weight))
+        if x.rank == 3 and x.dtype == "float32" and self.coin(0.1):
+            shape = (*x.shape[:2], weight.shape[1])
+            made = self.node("Einsum", x, self.constant(weight), shape=shape, equation="bsk, kn -> bsn")
+        else:
+            made = self.matmul(x, self.constant(weight))
         return made if bias is None else self.add(made, self.constant(bias))
 
     def _gemm(self, rows: Value, weight: np.ndarray, bias: np.ndarray | None) -> Value:
