@@ -9,6 +9,7 @@
 
 q: [B, N, S, D], k: [B, K, L', D], v: [B, K, L', E] (or heads last but one, before their Transpose), N a multiple of K;
 past: [B, K, P, D|E], or [B, P, K, D|E] joined before the Transpose. float16|bfloat16|float32.
+Heads in the batch, [B*N, S, D], heads apart by group, [B, K, N/K, S, D], and Einsum have this form once normalised.
 A mask is recognised by what it lets through (onnxfuse.masks): causal, sliding window, padding. Any other mask is passed
 on as a bias, which is slower and right. The guard Where(IsNaN(p), 0, p) is what the operator does: a row that sees no
 key gives zeros.
