@@ -89,7 +89,6 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   __shared__ int lasts[onnxfuse::cuda::kMostClusterBlocks * kEightWarps];
   __shared__ uint4 query[kSets][kWarp], rotated[2][kSets][kWarp];
   __shared__ uint64_t has_lasts, has_partials;
-  let_next_start();
   const Problem<T>& p = a.problem;
   const int slices = shape.slices, group = shape.group, rows = shape.rows, parts = a.parts.count;
   const int head = blockIdx.y, b = blockIdx.z, slice = cluster_rank();
@@ -112,14 +111,28 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     if (slice == 0) partials_mail.expect(slices * step * sizeof(float));
   }
   enter_cluster();
+
+  const HeadRows<T> all_keys(p.key, 0, b, head), all_values(p.value, 0, b, head);
+  const int fresh_tiles = (fresh + kTileKeys - 1) / kTileKeys, workers = slices * parts * kEightWarps;
+  // The length of a shared cache is not yet known; there are at most so many keys before the new ones.
+  int past = a.room > 0 ? static_cast<int>(min(a.room, a.mask.length)) - fresh : static_cast<int>(p.past);
+  int n = (part * slices + slice) * kEightWarps + warp;
+  if (n >= fresh_tiles) {
+    const KeyTile tile(n, fresh_tiles, fresh, past);
+    if (lane < tile.count) {
+      const int64_t row = tile.at + lane;
+      prefetch(all_keys.past + row * all_keys.past_row, key_size * sizeof(T));
+      prefetch(all_values.past + row * all_values.past_row, value_size * sizeof(T));
+    }
+  }
   wait_for_previous();
+  let_next_start();
 
   // Of a product's 8 x 4 lanes, g is the row, the key or the vector of a value, and t the vector of a query or key, or
   // the pair of values.
   constexpr int kBytes = sizeof(T);
   uint4 key[2][kSets], value[4][kGroups];
   uint2 shown{};  // the mask's entry for key lane % 16 of the tile
-  const HeadRows<T> all_keys(p.key, 0, b, head), all_values(p.value, 0, b, head);
   const Mask mask = a.mask.of_batch(b);
   // The keys of a lane's scores and values in the tile.
   const auto place_of = [&](int s) { return 2 * t + s % 2 + s / 2 * 8; };
@@ -146,7 +159,6 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     fetch_mask(tile);
   };
 
-  const int fresh_tiles = (fresh + kTileKeys - 1) / kTileKeys, workers = slices * parts * kEightWarps;
   // What is small is on its way first: the mask to registers, the rest to shared memory.
   LastShown<4> search(searches ? a.mask : Mask{nullptr, 1, 0}, static_cast<int>(p.batch));
   // New keys that have to be rotated are one tile, of the first slice.
@@ -173,9 +185,6 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     }
   }
 
-  // The length of a shared cache is not yet known; there are at most so many keys before the new ones.
-  int past = a.room > 0 ? static_cast<int>(min(a.room, a.mask.length)) - fresh : static_cast<int>(p.past);
-  int n = (part * slices + slice) * kEightWarps + warp;
   if (n < fresh_tiles + (past + kTileKeys - 1) / kTileKeys && past >= 0) {
     const KeyTile tile(n, fresh_tiles, fresh, past);
     fetch_keys(tile);
