@@ -40,16 +40,6 @@ __device__ inline void wait_for_cluster() {
 #endif
 }
 
-// Stores to the place that `to`, in shared memory, has in the cluster's first block, which has to be running.
-__device__ inline void store_in_first(float* to, float value) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("{ .reg .u32 place; mapa.shared::cluster.u32 place, %0, 0; st.shared::cluster.f32 [place], %1; }" ::"r"(
-                   shared_address(to)),
-               "f"(value)
-               : "memory");
-#endif
-}
-
 // A barrier in shared memory, made for one thread, gets its arrival and waits for so many bytes of copy_bulk, too.
 __device__ inline void arrive_expecting(uint64_t* barrier, int bytes) {
 #if __CUDA_ARCH__ >= 900

@@ -2,16 +2,17 @@
 //
 // A block owns a tile of columns and a slice of K; the blocks of a cluster own the slices of one tile. A thread owns
 // one vector of 16 bytes of every few rows and has several of them on their way, each to a place of its own in shared
-// memory, so that they need no registers. Sums are added up in the block through shared memory, and in the shared
-// memory of the cluster's first block, which finishes the columns. A block makes its slice of the row h for itself: x,
-// or x + skip rounded to T, times the weight of the norm; what the norm divides by is added up along with the sums. The
-// first loads start before the kernel waits for the one that writes x, see early_start.cuh.
+// memory, so that they need no registers. Sums are added up in the block through shared memory, and sent to the
+// cluster's first block, which finishes the columns. A block makes its slice of the row h for itself: x, or x + skip
+// rounded to T, times the weight of the norm; what the norm divides by is added up along with the sums. The first loads
+// start before the kernel waits for the one that writes x, see early_start.cuh.
 //
 // What makes it quick on an H200, seen in a chain of a Llama's products of fp16: a tile is 512 bytes wide or more (the
 // memory gave 2.7 TB/s at 64 bytes, 4.0 at 256, 4.3 at 512); what is read once leaves the second-level cache first; and
 // there are as many blocks as run at once if each has a multiprocessor for itself, which each gets. Blocks that share
 // one do so unevenly where a kernel starts early, as it gets what the one before has left, and that costs more than
-// what the few multiprocessors without a block could do.
+// what the few multiprocessors without a block could do. For the same reason the next kernel may start only once the
+// last loads are on their way: its own would come in between.
 #pragma once
 
 #include "common/cluster.cuh"
@@ -21,10 +22,11 @@
 namespace onnxfuse::cuda {
 
 // Of products by kMatrices matrices side by side: vectors of a tile, threads, vectors that a thread has on their way.
-template <int kMatrices>
+template <int kMatrices_, int kTile_>
 struct OneRowShape {
-  static constexpr int kTile = kMatrices == 1 ? 32 : 48, kRows = 8, kThreads = kTile * kRows,
-                       kDeep = kMatrices == 1 ? 16 : 8, kRing = kDeep * kMatrices * kThreads * 16;  // bytes
+  static constexpr int kMatrices = kMatrices_, kTile = kTile_, kThreads = kMatrices == 1 ? 512 : 384;
+  static constexpr int kRows = kThreads / kTile, kRing = 96 << 10;  // bytes
+  static constexpr int kDeep = kRing / (kMatrices * kThreads * 16);
 };
 
 // Where the row h: [K] comes from.
@@ -96,15 +98,14 @@ __device__ inline float make_row(const Row<T, A>& row, int begin, int count, int
 // Columns: what is multiplied, kMatrices of equal size side by side. `vectors` is how many vectors of columns there are
 // of each; source(vector, matrix) gives the place of a vector; finish(column, sums) takes the sums of a column of each.
 // waits_first: the matrices are not constant.
-template <typename W, typename T, typename A, class Columns>
-__global__ void __launch_bounds__(OneRowShape<Columns::kMatrices>::kThreads, 2)
-    one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
-  using Shape = OneRowShape<Columns::kMatrices>;
-  constexpr int kN = kLanes<W>, kMatrices = Columns::kMatrices, kTile = Shape::kTile, kColumns = kTile * kN;
+template <class Shape, typename W, typename T, typename A, class Columns>
+__global__ void __launch_bounds__(Shape::kThreads, 2) one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
+  constexpr int kN = kLanes<W>, kMatrices = Shape::kMatrices, kTile = Shape::kTile, kColumns = kTile * kN;
   constexpr int kRows = Shape::kRows, kThreads = Shape::kThreads, kDeep = Shape::kDeep;
   // The ring [kDeep][kMatrices][threads] of vectors, later sums [kRows][kMatrices][kColumns] of the block; then what
   // the first block gets of all slices, [slices][kMatrices][kColumns] and their squares; then h.
   extern __shared__ __align__(128) unsigned char memory[];
+  __shared__ uint64_t has_sums;
   const int slices = cluster_size(), slice = cluster_rank(), tile = blockIdx.x / slices;
   float* const partial = reinterpret_cast<float*>(memory);
   float* const gathered = reinterpret_cast<float*>(memory + Shape::kRing);
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(OneRowShape<Columns::kMatrices>::kThreads, 2)
   const int lane = threadIdx.x % kTile, own_row = threadIdx.x / kTile;
   const int vector = tile * kTile + lane;
 
-  let_next_start();
+  const Mail sums_mail(&has_sums);
+  if (slice == 0 && threadIdx.x == 0) sums_mail.expect(slices * (kMatrices * kColumns + 1) * sizeof(float));
   enter_cluster();
   if (waits_first) wait_for_previous();
   const W* from[kMatrices];
@@ -146,10 +148,12 @@ __global__ void __launch_bounds__(OneRowShape<Columns::kMatrices>::kThreads, 2)
 
   const int rounds = (count + kDeep * kRows - 1) / (kDeep * kRows);
   float squares = make_row<kThreads>(row, begin, count, rounds * kDeep * kRows, row.sum != nullptr && tile == 0, h);
+  if (row.norm_weight != nullptr) squares = block_sum(squares);
   __syncthreads();
   float sums[kMatrices][kN] = {};
   const float* factors = h + own_row;
   for (int round = 0; round < rounds; ++round, factors += kDeep * kRows) {
+    if (round == rounds - 1) let_next_start();
 #pragma unroll
     for (int u = 0; u < kDeep; ++u) {
       wait_for_copies<kDeep - 2>();
@@ -168,7 +172,6 @@ __global__ void __launch_bounds__(OneRowShape<Columns::kMatrices>::kThreads, 2)
   }
 
   wait_for_copies<0>();
-  if (row.norm_weight != nullptr) squares = block_sum(squares);
   __syncthreads();  // nobody needs the ring any more
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) {
@@ -181,12 +184,11 @@ __global__ void __launch_bounds__(OneRowShape<Columns::kMatrices>::kThreads, 2)
     float sum = 0;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) sum += partial[r * kMatrices * kColumns + i];
-    store_in_first(gathered + slice * kMatrices * kColumns + i, sum);
+    sums_mail.send(0, gathered + slice * kMatrices * kColumns + i, sum);
   }
-  if (threadIdx.x == 0) store_in_first(gathered_squares + slice, squares);
-  arrive_at_cluster();
-  wait_for_cluster();
+  if (threadIdx.x == 0) sums_mail.send(0, gathered_squares + slice, squares);
   if (slice > 0) return;
+  sums_mail.wait();
   float scale = 1;
   if (row.norm_weight != nullptr) {
     float total = 0;
@@ -215,21 +217,39 @@ inline int64_t one_row_slices(int64_t tiles, int64_t depth) {
   return slices;
 }
 
-// The matrices, of dtype W, have vectors; `constant` says whether they are the same in every run. Only where kernels
-// can start early.
-template <typename W, typename T, typename A, class Columns>
-void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
-  using Shape = OneRowShape<Columns::kMatrices>;
+template <class Shape, typename W, typename T, typename A, class Columns>
+void one_row_of(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
   const int64_t tiles = divide_up(columns.vectors, Shape::kTile), slices = one_row_slices(tiles, row.depth);
-  const int64_t gathered = slices * (Columns::kMatrices * Shape::kTile * kLanes<W> + 1);
+  const int64_t gathered = slices * (Shape::kMatrices * Shape::kTile * kLanes<W> + 1);
   const int64_t rows =
       divide_up(divide_up(row.depth, slices), Shape::kDeep * Shape::kRows) * Shape::kDeep * Shape::kRows;
   int64_t bytes = Shape::kRing + (gathered + rows) * static_cast<int64_t>(sizeof(float));
   // Where there is one wave, no block shares a multiprocessor with another one.
   if (tiles <= clusters_at_once(1)) bytes = std::max<int64_t>(bytes, kBytesAlone);
-  stream.launch_clusters(name, true, one_row_cuda<W, T, A, Columns>, blocks(tiles * slices),
+  stream.launch_clusters(name, true, one_row_cuda<Shape, W, T, A, Columns>, blocks(tiles * slices),
                          static_cast<unsigned>(slices), Shape::kThreads, static_cast<size_t>(bytes), row, columns,
                          !constant);
+}
+
+// The matrices, of dtype W, have vectors; `constant` says whether they are the same in every run. Only where kernels
+// can start early.
+template <typename W, typename T, typename A, class Columns>
+void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
+  if constexpr (Columns::kMatrices == 1) {
+    using Wide = OneRowShape<1, 64>;
+    using Narrow = OneRowShape<1, 32>;
+    const auto blocks_of = [&](int tile) {
+      const int64_t tiles = divide_up(columns.vectors, tile);
+      return tiles * one_row_slices(tiles, row.depth);
+    };
+    if (blocks_of(Wide::kTile) >= blocks_of(Narrow::kTile)) {
+      one_row_of<Wide, W>(stream, name, row, columns, constant);
+    } else {
+      one_row_of<Narrow, W>(stream, name, row, columns, constant);
+    }
+  } else {
+    one_row_of<OneRowShape<Columns::kMatrices, 48>, W>(stream, name, row, columns, constant);
+  }
 }
 
 // Whether kernels start early here, and a row of this depth fits the shared memory, whatever the columns.
