@@ -87,8 +87,8 @@ def optimize(
     verify : "match" | "model" | "none"
         Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
     weights : "copy" | "reference" | "bf16" | "int8"
-        What happens to weights in external data files, see `model_io.save`; or the matrices of a model that computes in
-        float32 are rounded to bfloat16 or 8 bits after the fusions are proven equal (see `onnxfuse.narrow`). Then
+        What happens to weights in external data files, see `model_io.save`; or matrices are rounded to bfloat16, where
+        the model computes in float32, or to 8 bits after the fusions are proven equal (see `onnxfuse.narrow`). Then
         `verify` "model" also measures the error of that.
     progress : callable(stage, done, total), optional
 
@@ -116,7 +116,7 @@ def optimize(
             raise UsageError(f"{name} is {value!r}: expected {' or '.join(map(repr, known))}")
     if weights in FORMS and target != "cpu":
         raise UsageError(
-            f"weights is {weights!r} and target is {target!r}: float32 activations times narrow weights are the CPU's, "
+            f"weights is {weights!r} and target is {target!r}: activations times narrower weights are the CPU's, "
             "expected target 'cpu'; for a GPU export the model in bfloat16 or float16"
         )
     chosen = choose(fusions, skip)

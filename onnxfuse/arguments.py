@@ -110,8 +110,8 @@ def _add_rewrite(commands) -> argparse.ArgumentParser:
         choices=api.WEIGHTS,
         default="copy",
         help="copy external weights beside OUT (default), refer to them where they are, in the folder of OUT "
-        "(reference), or store the matrices of a float32 model in bfloat16 (bf16) or 8.5 bits (int8), for the CPU; "
-        "--verify model then reports the error of that beside that of float32",
+        "(reference), or store matrices in bfloat16 (bf16, of a float32 model) or 8.5 bits (int8), for the CPU; "
+        "--verify model then reports the error of that beside what it was before",
     )
     command.add_argument("--report", metavar="FILE.json", help="write what happened as JSON")
     command.add_argument("--dry-run", action="store_true", help="do everything but writing OUT")

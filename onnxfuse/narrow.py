@@ -1,17 +1,17 @@
-"""Weights of projections in fewer bits (`weights="bf16"` or `"int8"`), for models that compute in float32.
+"""Weights of projections in fewer bits (`weights="bf16"` or `"int8"`).
 
 After the fusions are proven equal, every constant matrix that activations are multiplied by is rounded. Linear and
-GatedMLP read it so; MatMul by a constant becomes Linear. All that is computed stays float32, and so do embedding
+GatedMLP read it so; MatMul by a constant becomes Linear. All that is computed keeps its dtype, and so do embedding
 tables, norms and biases; the function bodies widen the weights. Like packed weights these are computed when the model
 is written, a slab of rows at a time.
 
 bf16   the nearest bfloat16, a change of at most 2^-9 of a weight; half the bytes. In panels of 32 columns where their
-       number is a multiple of that.
+       number is a multiple of that. For models that compute in float32.
 int8   integers with a scale for 32 rows of a column (see `onnxfuse.custom_ops.int8`), a change of at most 1/254 of the
        largest weight of those 32; 8.5 bits a weight. Matrices whose rows or columns are no multiple of 32 become
-       bfloat16.
+       bfloat16, or stay what they are where the model computes in 16 bits.
 
-What else reads a matrix still finds it in float32. A matrix with values that bfloat16 does not have, infinite ones or
+What else reads a matrix still finds it as it was. A matrix with values that bfloat16 does not have, infinite ones or
 some beyond 3.39e38, stays as it is, and so do products by Gemm and by constants of another rank.
 """
 
@@ -42,8 +42,7 @@ from onnxfuse.splice import Names, record_origin
 # Where an operator has the scale of a weight, by the input that the weight is.
 SCALES = {"GatedMLP": {1: 9, 2: 10, 3: 11}, "Linear": {3: 9, 5: 10, 7: 11}}
 _LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
-_16_BITS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_NARROW = (ir.DataType.BFLOAT16, ir.DataType.INT8)  # what was rounded before
+_ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Form:
     ----------
     dtype
         Of the numbers.
+    bits
+        Of a number.
     error
         Root mean square of what a weight changes by, relative to that of the weights beside it.
     takes
@@ -63,6 +64,7 @@ class Form:
     """
 
     dtype: str
+    bits: int
     error: float
     takes: Callable[[tuple[int, int]], bool]
     parts: Callable[[_Matrix, str], tuple[ComputedTensor, ...]]
@@ -84,7 +86,7 @@ class Narrowed:
         """In words."""
         text = f"rounded: {in_words(self.matrices) or 'nothing'}"
         if self.kept:
-            text += f"; float32 stay, for values that bfloat16 does not have: {', '.join(map(repr, self.kept))}"
+            text += f"; as they were stay, for values that bfloat16 does not have: {', '.join(map(repr, self.kept))}"
         return text
 
 
@@ -99,12 +101,12 @@ def narrow(model: ir.Model, facts: Facts, weights: str) -> Narrowed:
     Raises
     ------
     UsageError
-        The model computes in 16 bits, or has no projection by a constant matrix.
+        The model is to get weights of 16 bits and computes in 16 bits, or it has no projection by a constant matrix.
     """
     found = _Projections(model, facts, weights)
     projections = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if found.is_projection(node)]
     if not projections:
-        raise UsageError(f"weights is {weights!r}, but the model multiplies by no constant matrix of float32")
+        raise UsageError(f"weights is {weights!r}, but the model multiplies by no constant matrix of floats")
     for node in projections:
         found.round(node)
     found.drop_unused()
@@ -172,8 +174,8 @@ def _as_int8(matrix: _Matrix, name: str) -> tuple[ComputedTensor, ...]:
 
 # Evenly spread over a range that reaches d to both sides, errors are d / sqrt(3) in the mean square. d is 2^-9 of a
 # weight, or 1/254 of the largest of 32, which is some 3 times their root mean square.
-BFLOAT16 = Form("bfloat16", 2.0**-9 / math.sqrt(3), lambda shape: True, _as_bfloat16)
-INT8 = Form("int8", 3 / 254 / math.sqrt(3), int8.has_int8, _as_int8)
+BFLOAT16 = Form("bfloat16", 16, 2.0**-9 / math.sqrt(3), lambda shape: True, _as_bfloat16)
+INT8 = Form("int8", 8, 3 / 254 / math.sqrt(3), int8.has_int8, _as_int8)
 FORMS = {"bf16": (BFLOAT16,), "int8": (INT8, BFLOAT16)}  # a matrix gets the first form that takes it
 _BY_DTYPE = {form.dtype: form for form in (BFLOAT16, INT8)}
 
@@ -185,38 +187,36 @@ class _Projections:
         self.facts = facts
         self.names = Names(Order(model))
         self.body = bodies(facts)
-        self.rounded: dict[_Matrix, tuple[ir.Value, ...] | None] = {}  # None: it cannot be, or is already
+        self.rounded: dict[_Matrix, tuple[ir.Value, ...] | None] = {}  # None: it cannot be
         self.kept: dict[str, None] = {}  # an ordered set
 
     def is_projection(self, node: ir.Node) -> bool:
-        """Whether the node multiplies activations by constant matrices. Raises UsageError if it does so in 16 bits."""
+        """Whether the node multiplies activations by constant matrices. Raises UsageError if no form has fewer bits."""
         if node.domain == OWN and node.op_type in WEIGHTS:
             matrices = [self._matrix(node, index) for group in WEIGHTS[node.op_type] for index in group]
         elif (node.domain, node.op_type) == ("", "MatMul"):
             matrices = [self._matrix(node, 1)]
         else:
             return False
-        dtype = self.facts.dtype(node.inputs[0])
-        if dtype in _16_BITS and any(matrices):
-            name = dtype_name(dtype)
-            advice = "whose weights have 16 bits already" if self.weights == "bf16" else "export it in float32"
+        if self.facts.dtype(node.inputs[0]) not in _ACTIVATIONS or not any(matrices):
+            return False
+        if not self._forms(node):
             raise UsageError(
                 f"weights is {self.weights!r}, expected a model that computes in float32; {node.name!r} computes in "
-                f"{name}, {advice}"
+                f"{dtype_name(self.facts.dtype(node.inputs[0]))}, whose weights have 16 bits already"
             )
-        return dtype == ir.DataType.FLOAT and any(matrices)
+        return True
 
     def round(self, node: ir.Node) -> None:
         """Give a projection its rounded weights."""
         if node.domain != OWN:
-            parts = self._rounded(self._matrix(node, 1))
+            parts = self._rounded(node, 1)
             if parts is not None:
                 self._replace(node, parts)
             return
         before = list(node.inputs)
         for group in WEIGHTS[node.op_type]:
-            matrices = [self._matrix(node, index) for index in group]
-            rounded = [None if matrix is None else self._rounded(matrix) for matrix in matrices]
+            rounded = [self._rounded(node, index) for index in group]
             if None not in rounded:
                 for index, parts in zip(group, rounded, strict=True):
                     _give(node, index, parts)
@@ -243,20 +243,29 @@ class _Projections:
         if transposed:
             value = producer.inputs[0]
         tensor = self.facts.tensor(value)
-        if tensor is None or not (tensor.dtype.is_floating_point() or tensor.dtype in _NARROW):
+        if tensor is None or not (tensor.dtype.is_floating_point() or tensor.dtype == ir.DataType.INT8):
             return None
         rank = len(tensor.shape)
         packed = node.domain == OWN and rank in (3, 4) and not transposed
         return _Matrix(value, tensor, transposed) if rank == 2 or packed else None
 
-    def _rounded(self, matrix: _Matrix) -> tuple[ir.Value, ...] | None:
+    def _forms(self, node: ir.Node) -> list[Form]:
+        """Those with fewer bits than the activations of `node`."""
+        return [form for form in FORMS[self.weights] if form.bits < self.facts.dtype(node.inputs[0]).bitwidth]
+
+    def _rounded(self, node: ir.Node, index: int) -> tuple[ir.Value, ...] | None:
+        """The parts that take the place of input `index`; None if it has no such form, or one of them already."""
+        matrix = self._matrix(node, index)
+        if matrix is None or matrix.tensor.dtype.bitwidth < self.facts.dtype(node.inputs[0]).bitwidth:
+            return None
+        form = next((form for form in self._forms(node) if form.takes(matrix.shape)), None)
+        if form is None:
+            return None
         if matrix not in self.rounded:
-            if matrix.tensor.dtype in _NARROW:
-                return None
             fits = _fits(matrix.tensor)
             if not fits:
                 self.kept[matrix.weight.name] = None
-            self.rounded[matrix] = self._computed(matrix) if fits else None
+            self.rounded[matrix] = self._computed(matrix, form) if fits else None
         return self.rounded[matrix]
 
     def counts(self) -> dict[str, int]:
@@ -265,8 +274,7 @@ class _Projections:
         found = Counter(dtype_name(numbers.dtype) for numbers in used)
         return {form.dtype: found[form.dtype] for form in FORMS[self.weights] if found[form.dtype]}
 
-    def _computed(self, matrix: _Matrix) -> tuple[ir.Value, ...]:
-        form = next(form for form in FORMS[self.weights] if form.takes(matrix.shape))
+    def _computed(self, matrix: _Matrix, form: Form) -> tuple[ir.Value, ...]:
         parts = []
         for tensor in form.parts(matrix, self.names.unique(f"{matrix.weight.name}/{form.dtype}")):
             value = ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
@@ -316,7 +324,7 @@ def _fits(tensor: ir.TensorProtocol) -> bool:
     step = max(1, SLAB * rows // max(1, tensor.nbytes)) if in_file else max(1, rows)
     for start in range(0, rows, step):
         part = tensor.numpy()[start : start + step]
-        fits = part.size == 0 or bool(part.min() >= -_LARGEST and part.max() <= _LARGEST)
+        fits = part.size == 0 or (float(part.min()) >= -_LARGEST and float(part.max()) <= _LARGEST)
         del part
         unmap(tensor)
         if not fits:

@@ -60,14 +60,14 @@ def in_words(matrices: dict[str, int]) -> str:
 class RoundingCheck:
     """The error of one output before and after the weights were rounded.
 
-    `float32` and `rounded` are the largest differences from the reference, relative to the value or to the output's
+    `unrounded` and `rounded` are the largest differences from the reference, relative to the value or to the output's
     root mean square, whichever is larger; the `_rms` are root mean squares relative to the output's. `tolerance` is for
     `rounded`, whose worst inputs are `feed`.
     """
 
     name: str
-    float32: float
-    float32_rms: float
+    unrounded: float
+    unrounded_rms: float
     rounded: float
     rounded_rms: float
     tolerance: float
@@ -261,10 +261,10 @@ def print_verification(console: Console, verification: Verification) -> None:
 
 def _rounding_table(outputs: tuple[RoundingCheck, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("  output", "float32 max", "rms", "rounded max", "rms", "tolerance", "", "worst at"):
+    for heading in ("  output", "unrounded max", "rms", "rounded max", "rms", "tolerance", "", "worst at"):
         table.add_column(heading, justify="left" if heading in ("  output", "", "worst at") else "right")
     for check in outputs:
-        numbers = (check.float32, check.float32_rms, check.rounded, check.rounded_rms)
+        numbers = (check.unrounded, check.unrounded_rms, check.rounded, check.rounded_rms)
         verdict = Text("ok", style="green") if check.passed else Text("TOO FAR", style="red")
         table.add_row(
             Text(f"  {check.name}"),

@@ -22,7 +22,7 @@ from onnxfuse.verify.interface import Interface, Point
 from onnxfuse.verify.model import Arrays, Model, Ticks, fitted, reference_outputs
 from onnxfuse.verify.sessions import Session
 
-FLOAT64_LIMIT = 1 << 30  # bytes of float32 weights up to which a model is also run in double precision
+FLOAT64_LIMIT = 1 << 30  # bytes of weights up to which a model is also run in double precision
 
 
 def tolerance(narrowed: Narrowed) -> float:
@@ -47,7 +47,7 @@ def measure(
     """Run `exact`, the fused model, and `rounded`, with the weights of `narrowed`, on generated inputs.
 
     The reference is `original` in double precision. Where that is too large or ONNX Runtime lacks a double kernel for
-    it, it is `original` as it is; then the error of float32 is the difference of two float32 models.
+    it, it is `original` as it is; then the error before rounding is the difference of two models of one precision.
     """
     graph = model_io.load(original)
     interface = Interface.of(graph)
@@ -71,10 +71,12 @@ def measure(
 
 
 class _DoubleSession(Session):
-    """Takes float32 inputs for a model in double precision."""
+    """Takes the inputs of the original for a model in double precision."""
 
     def run(self, feed: Arrays) -> Arrays:
-        return super().run({n: x.astype(np.float64) if x.dtype == np.float32 else x for n, x in feed.items()})
+        return super().run(
+            {n: x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x for n, x in feed.items()}
+        )
 
 
 def _in_float64(
