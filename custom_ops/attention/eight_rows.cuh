@@ -10,9 +10,10 @@
 // Memory traffic: the keys and values of the head once; they are written to present on the way. Queries and new keys
 // are rotated as they are loaded.
 //
-// Limit: reading, 4.2 TB/s on an H200. There 32 heads of 128 in float16 take 11 us at 1024 keys (1.5 TB/s) and 23 us at
-// 4000 (2.9 TB/s): each further key comes at 3.9 TB/s, and 7 us pass before and after, mostly the latency of the
-// instructions of one warp and of what it waits for one after the other.
+// Limit: reading, 4.2 TB/s on an H200. There 32 heads of 128 in float16 take 10 us at 1024 keys (1.7 TB/s) and 21 us at
+// 4000 (3.1 TB/s): each further key comes at 4.3 TB/s, and 6 us pass before and after, mostly the latency of the
+// instructions of one warp and of what it waits for one after the other. What is fetched before the queries are there
+// is the first tile of each warp: more was slower, as the products before wait for it.
 #pragma once
 
 #include "attention/eight_rows.h"

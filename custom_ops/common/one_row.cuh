@@ -22,10 +22,11 @@
 namespace onnxfuse::cuda {
 
 // Of products by kMatrices matrices side by side: vectors of a tile, threads, vectors that a thread has on their way.
+// One matrix gets a smaller ring: slices are rounded up to whole rings, which takes long where they are short.
 template <int kMatrices_, int kTile_>
 struct OneRowShape {
   static constexpr int kMatrices = kMatrices_, kTile = kTile_, kThreads = kMatrices == 1 ? 512 : 384;
-  static constexpr int kRows = kThreads / kTile, kRing = 96 << 10;  // bytes
+  static constexpr int kRows = kThreads / kTile, kRing = (kMatrices == 1 ? 64 : 96) << 10;  // bytes
   static constexpr int kDeep = kRing / (kMatrices * kThreads * 16);
 };
 
