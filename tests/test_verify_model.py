@@ -171,6 +171,26 @@ def test_a_difference_on_padding_alone_passes_and_elsewhere_does_not():
     assert not validate(original, ir.from_proto(swapped)).passed
 
 
+def test_what_an_original_makes_of_nan_beside_padding_is_not_compared():
+    """As one does that hides scores by -infinity: its padding tokens are NaN, and in the next layer all others are."""
+    proto = padded_model()
+    proto.graph.node[-1].output[0] = "whole"
+    for node in (
+        helper.make_node("ReduceMin", ["mask"], ["none_hidden"], axes=[1], keepdims=1),
+        helper.make_node("Div", ["none_hidden", "none_hidden"], ["one_or_nan"]),
+        helper.make_node("Unsqueeze", ["one_or_nan", "last"], ["factor"]),
+        helper.make_node("Mul", ["whole", "factor"], ["y"]),
+    ):
+        proto.graph.node.append(node)
+    spreading, right = ir.from_proto(proto), ir.from_proto(padded_model())
+    result = validate(spreading, right)
+    assert result.passed
+    assert "lets NaN spread from padding" in result.notes[1]
+    assert not validate(right, spreading).passed
+    proto.graph.node[3].input[0] = "column"
+    assert not validate(ir.from_proto(proto), right).passed
+
+
 def only_for(count: int) -> ir.Model:
     """A model that runs only when batch * sequence is a multiple of `count`."""
     proto = embedding_model()

@@ -117,21 +117,41 @@ class Ticks:
 def reference_outputs(
     session: Session, interface: Interface, points: Sequence[Point], cache: SharedCache, ticks: Ticks
 ) -> tuple[dict[Point, Arrays], list[str]]:
-    """The original's outputs at every point that it accepts, and which those are."""
+    """The original's outputs at every point that it accepts, and which those are.
+
+    A graph that hides scores by -infinity makes NaN of a padding token, which its next layer spreads to all others: at
+    such a point there is nothing to compare with.
+    """
     expected: dict[Point, Arrays] = {}
     rejected: dict[str, list[Point]] = {}
+    spread: list[Point] = []
     for point in points:
         try:
-            expected[point] = cache.run(session, draw(interface, point), point)
+            outputs = cache.run(session, draw(interface, point), point)
+            if point.padding != "none" and _spreads_nan(outputs, point):
+                spread.append(point)
+            else:
+                expected[point] = outputs
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             rejected.setdefault(first_line(error), []).append(point)
         ticks.advance()
     if not expected:
-        reason = next(iter(rejected), "no input sizes to try")
+        reason = "NaN spreads from padding" if spread else next(iter(rejected), "no input sizes to try")
         raise UsageError(f"the original model runs on none of the generated inputs: {reason}")
     notes = [f"{len(expected)} inputs: {_listed(list(expected))}"]
     notes += [f"the original rejects {_listed(where)}: {reason}" for reason, where in rejected.items()]
+    if spread:
+        notes.append(f"not compared, because the original lets NaN spread from padding: {_listed(spread)}")
     return expected, notes
+
+
+def _spreads_nan(outputs: Arrays, point: Point) -> bool:
+    """Whether a value that does not belong to a padding token is NaN."""
+    for array in outputs.values():
+        counts = defined(array.shape, point)
+        if (np.isnan(array.astype(np.float64)) & (True if counts is None else counts)).any():
+            return True
+    return False
 
 
 class _Worst:
