@@ -49,6 +49,13 @@ def test_cached_inputs_are_drawn_with_tied_sizes():
     assert feed["past_key_values.0.key"].dtype == np.float16
 
 
+@pytest.mark.parametrize("shape", [["b", 2, "p", 16], ["b", "p", 2, 16]])
+def test_the_past_is_the_open_axis_of_a_cache_beside_the_heads(shape):
+    model = inputs_model(("input_ids", 7, ["b", "s"]), ("past0", 1, shape))
+    sizes = dict(zip(shape, draw(Interface.of(model), Point(3, 4, 5))["past0"].shape, strict=True))
+    assert sizes == {"b": 3, "p": 5, 2: 2, 16: 16}
+
+
 def test_sizes_that_the_model_fixes_are_kept():
     model = inputs_model(("input_ids", 7, [2, 3]), ("attention_mask", 7, [2, 8]), ("past.key", 1, [2, 4, 5, 16]))
     points = grid(Interface.of(model))

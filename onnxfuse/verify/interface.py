@@ -5,7 +5,7 @@
 | tokens | [B, S] int | rows of the embedding table it indexes |
 | mask | [B, T] any dtype | 1 visible, 0 padding |
 | positions | [B, S] or [S] int | place among the visible tokens |
-| past | [B, N, P, ...] float | a cache of keys or values |
+| past | [B, N, P, ...] or [B, P, N, D] float | a cache of keys or values |
 | embeddings | [B, S, H] float | normal |
 | offset | [] int | P, the tokens already in the cache |
 | scores | [..., S, T] float | 0 or very negative, added to attention scores |
@@ -97,7 +97,7 @@ class Interface:
         """`point` with the sizes that the model fixes put in their place; a size that no input has is 1, or 0 past."""
         fixed: dict[str, int] = {}
         for entry in self.inputs:
-            for axis, meaning in enumerate(_role_axes(entry.role, len(entry.dims))):
+            for axis, meaning in enumerate(_role_axes(entry.role, entry.dims)):
                 size = entry.dims[axis]
                 if isinstance(meaning, str) and isinstance(size, int) and not (meaning == "B" and size == 1):
                     fixed.setdefault(meaning, size)
@@ -121,14 +121,17 @@ class Interface:
         return tuple(sizes[a] if isinstance(a, str) else self.free if a is None else a for a in entry.axes)
 
 
-def _role_axes(role: str, rank: int) -> tuple[str | None, ...]:
-    """What each dimension of an input with `role` means where it is symbolic or fixed; None: nothing said."""
+def _role_axes(role: str, dims: tuple[int | str | None, ...]) -> tuple[str | None, ...]:
+    """What each of the dimensions of an input with `role` means, symbolic or fixed; None: nothing said."""
+    rank = len(dims)
     if role == "tokens" or (role == "positions" and rank == 2):
         return ("B", "S")[:rank]
     if role == "positions":
         return ("S",)[:rank]
     if role == "mask":
         return ("B", "T")
+    if role == "past" and rank == 4 and isinstance(dims[2], int) and not isinstance(dims[1], int):
+        return ("B", "P", None, None)  # rows, the heads behind them
     if role == "past" and rank >= 3:
         return ("B", None, "P", None, None)[:rank]
     if role == "embeddings":
@@ -194,7 +197,7 @@ def _symbol_meanings(inputs: Iterable[Input]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     inputs = list(inputs)
     guesses = (
-        lambda entry, axis, size: _role_axes(entry.role, len(entry.dims))[axis],
+        lambda entry, axis, size: _role_axes(entry.role, entry.dims)[axis],
         lambda entry, axis, size: _meaning_of_name(size.lower()),
         lambda entry, axis, size: _meaning_of_place(len(entry.dims), axis) if entry.role == "values" else None,
     )
@@ -228,7 +231,7 @@ def _meaning_of_place(rank: int, axis: int) -> str | None:
 
 
 def _axes(entry: Input, symbols: dict[str, str]) -> tuple[str | int | None, ...]:
-    roles = _role_axes(entry.role, len(entry.dims))
+    roles = _role_axes(entry.role, entry.dims)
     return tuple(
         size if isinstance(size, int) else meaning or symbols.get(size or "")
         for size, meaning in zip(entry.dims, roles, strict=True)
