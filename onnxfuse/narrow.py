@@ -82,6 +82,16 @@ class Narrowed:
         """Root mean square of the relative error of products by all these matrices behind each other."""
         return math.sqrt(sum(_BY_DTYPE[dtype].error ** 2 * count for dtype, count in self.matrices.items()))
 
+    @property
+    def tolerance(self) -> float:
+        """Largest relative error of an output (see `verify.compare.difference`) that narrow weights explain.
+
+        The errors of the terms of a sum are independent, so that a product is off by as much of its own root mean
+        square as a weight, and P products behind each other by sqrt(P) times that: `error`. 6 standard deviations cover
+        the largest of some 10^8 values, and there is room for norms and softmaxes to make an error 3 times as large.
+        """
+        return 3 * 6 * self.error
+
     def note(self) -> str:
         """In words."""
         text = f"rounded: {in_words(self.matrices) or 'nothing'}"
@@ -111,6 +121,19 @@ def narrow(model: ir.Model, facts: Facts, weights: str) -> Narrowed:
         found.round(node)
     found.drop_unused()
     return Narrowed(found.counts(), tuple(found.kept))
+
+
+def held(model: ir.Model, beside: ir.Model) -> Narrowed:
+    """The narrow matrices of `model`, of dtypes in which the model that it was made of has none."""
+
+    def counted(model: ir.Model) -> Counter:
+        tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+        found = Counter(dtype_name(tensor.dtype) for tensor in tensors if len(tensor.shape) > 1)
+        found["bfloat16"] -= found["int8"]  # each has a matrix of scales
+        return found
+
+    found, before = counted(model), counted(beside)
+    return Narrowed({dtype: found[dtype] for dtype in _BY_DTYPE if found[dtype] > 0 and not before[dtype]}, ())
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.narrow import Narrowed
 from onnxfuse.normalise.constants import FOLD_LIMIT
 from onnxfuse.verify import rounding
+from onnxfuse.verify.interface import Point
+from onnxfuse.verify.model import validate
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
 TINY_INT8 = {"int8": 11, "bfloat16": 4}  # those of keys and values have 16 columns
@@ -419,6 +421,18 @@ def test_the_error_of_a_model_in_memory_is_measured() -> None:
     assert model.graph.inputs[0].dtype == ir.DataType.FLOAT
 
 
+@pytest.mark.parametrize(("form", "matrices"), [("bf16", "15 matrices in bfloat16"), ("int8", "11 matrices in int8")])
+@pytest.mark.parametrize("level", ["op", "block"])
+def test_validate_says_what_tolerance_narrow_weights_need(form: str, matrices: str, level: str, tmp_path: Path) -> None:
+    fused, points = tmp_path / "out.onnx", [Point(2, 5, 3)]
+    onnxfuse.optimize(TINY, output=fused, weights=form, level=level)
+    refused = validate(TINY, fused, points=points)
+    (note,) = (note for note in refused.notes if matrices in note)
+    tolerance = float(note.partition("up to ")[2].partition(":")[0])
+    assert not refused.passed
+    assert validate(TINY, fused, points=points, tolerance=tolerance).passed
+
+
 def test_without_double_kernels_the_original_is_the_reference() -> None:
     body = "h = MatMul (x, w)  e = Erf (h)  y = MatMul (e, v)"  # ONNX Runtime has no Erf for double
     arrays = {"w": weights(64, 32), "v": weights(32, 64, 1)}
@@ -435,7 +449,7 @@ def test_a_model_too_large_for_float64_is_compared_with_the_original(monkeypatch
 
 
 def test_an_error_beyond_rounding_is_refused(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rounding, "tolerance", lambda narrowed: 1e-6)
+    monkeypatch.setattr(Narrowed, "tolerance", 1e-6)
     out = tmp_path / "out.onnx"
     with pytest.raises(Rejected, match="with bf16 weights logits is farther off than their rounding explains") as e:
         optimized(embedding_model(), verify="model", output=out)
@@ -445,7 +459,7 @@ def test_an_error_beyond_rounding_is_refused(tmp_path: Path, monkeypatch) -> Non
 
 def test_the_tolerance_is_that_of_roundings_behind_each_other() -> None:
     def tolerance(**matrices: int) -> float:
-        return rounding.tolerance(Narrowed(matrices, ()))
+        return Narrowed(matrices, ()).tolerance
 
     assert tolerance(bfloat16=4) == 2 * tolerance(bfloat16=1)
     assert math.isclose(tolerance(bfloat16=3), 18 * 2.0**-9)

@@ -25,16 +25,6 @@ from onnxfuse.verify.sessions import Session
 FLOAT64_LIMIT = 1 << 30  # bytes of weights up to which a model is also run in double precision
 
 
-def tolerance(narrowed: Narrowed) -> float:
-    """Largest relative error (see `compare.difference`) that narrow weights explain.
-
-    The errors of the terms of a sum are independent, so that a product is off by as much of its own root mean square as
-    a weight, and P products behind each other by sqrt(P) times that: `narrowed.error`. 6 standard deviations cover the
-    largest of some 10^8 values, and there is room for norms and softmaxes to make an error 3 times as large.
-    """
-    return 3 * 6 * narrowed.error
-
-
 def measure(
     original: Model,
     exact: ir.Model,
@@ -61,7 +51,7 @@ def measure(
     in_float64 = _in_float64(graph, interface, list(expected), cache, ticks)
     expected = in_float64 or expected
     before, after = (_errors(model, library, interface, expected, ticks) for model in (exact, rounded))
-    allowed = tolerance(narrowed)
+    allowed = narrowed.tolerance
     checks = []
     for name, was in before.items():
         now = after[name]
