@@ -168,14 +168,14 @@ class _Trial:
 
 
 def _cached_lengths(facts: Facts) -> set[str]:
-    """The symbols for P of the inputs [B, K, P, D] that are caches: floats, where nothing but P and B is open."""
+    """The symbols for P of the inputs [B, K, P, D] and [B, P, K, D] that are caches: floats, only P and B open."""
     found: set[str] = set()
     for value in facts.model.graph.inputs:
         shape, dtype = facts.shape(value), facts.dtype(value)
         if shape is not None and len(shape) == 4 and dtype is not None and dtype.is_floating_point():
-            _, heads, past, size = shape
-            if isinstance(heads, int) and isinstance(size, int):
-                found |= dims.symbols(past)
+            lengths = [size for size in shape[1:] if not isinstance(size, int)]
+            if len(lengths) == 1 and isinstance(shape[3], int):
+                found |= dims.symbols(lengths[0])
     return found
 
 

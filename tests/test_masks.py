@@ -48,6 +48,15 @@ def test_caches_of_all_layers_are_equally_long(first: str, expected: Mask | None
     assert recognise(named(facts.model, "y"), (batch, queries, keys), facts) == expected
 
 
+def test_caches_of_rows_are_equally_long_too():
+    inputs = "int64[b, s] tokens, float[b, past_0, 4, 16] first, float[b, past_1, 4, 16] past"
+    body = BODY.replace("(first_shape, two)", "(first_shape, one)").replace("(shape, two)", "(shape, one)")
+    facts = Facts(model_of(body, inputs, "float[u, v, w, z] y", CONSTANTS))
+    batch, queries = facts.shape(facts.model.graph.inputs[0])
+    keys = queries + facts.shape(facts.model.graph.inputs[2])[1]
+    assert recognise(named(facts.model, "y"), (batch, queries, keys), facts) == Mask(causal=True)
+
+
 @pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16"])
 def test_a_mask_is_recognised_in_every_dtype(dtype: str):
     """ONNX Runtime's CPU provider has no Where in bfloat16."""
