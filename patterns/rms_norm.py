@@ -3,7 +3,7 @@
     x --(Cast f32)--+-- square -- mean -- + eps -- sqrt --+
                     +------------------ / ----------------+--(Cast back)-- * weight --(Cast)-- y
 
-x: [..., D] float16|bfloat16|float32; weight: [D] same dtype or float32; eps: a constant, in units of x squared.
+x: [..., D] float16|bfloat16|float32; weight: [D] same dtype or float32; eps: none, or a constant in units of x squared.
 Seen in: Llama, Mistral, Qwen, Gemma exports of every opset; as ai.onnx RMSNormalization (opset 23) and as ONNX
 Runtime's SimplifiedLayerNormalization. Paper: Zhang & Sennrich 2019, arXiv:1910.07467.
 Numerics: sums in float32 and one rounding to the result's dtype, where the graph rounds up to three times.
@@ -29,7 +29,8 @@ def mean_of_squares(h, factor, count):
 def rms_norm(x=tensor("... D"), weight=tensor("D"), eps=scalar(), factor=scalar(), count=scalar()):
     """RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight."""
     h, gain = maybe.Cast(x), maybe.Cast(weight)
-    variance = maybe.Cast(mean_of_squares(h, factor, count) + eps)
+    mean = mean_of_squares(h, factor, count)
+    variance = maybe.Cast(mean + eps | mean)  # torch's exporter takes an eps of 1e-8 for zero
     y = any_of(
         maybe.Cast(over_root(h, variance)) * gain,
         over_root(h * gain, variance),
@@ -56,12 +57,12 @@ def supported(m):
     yield m.facts.shape(m.outputs[0]) == m.x.shape, "x is {m.x}: it broadcasts against the weight"
     factor = m.factor or (1 / m.count if m.count else None)
     yield factor is None or math.isclose(factor * m.D, 1, rel_tol=1e-3), f"the sum is scaled by {factor}, not 1 / {m.D}"
-    yield m.eps >= 0 and math.isfinite(m.eps), "eps is {m.eps}; expected a finite number >= 0"
+    yield m.eps is None or (m.eps >= 0 and math.isfinite(m.eps)), "eps is {m.eps}; expected a finite number >= 0"
 
 
 @rms_norm.rewrite
 def fused(new, m):
-    return normed(new, m, m.eps)
+    return normed(new, m, m.eps or 0.0)
 
 
 @standard_rms_norm.rewrite

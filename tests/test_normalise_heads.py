@@ -17,9 +17,9 @@ SHAPES = """
 QUERIES = "float[3,4,5,8] q"
 
 
-def after(body: str, inputs: str, output: str) -> list[str]:
+def after(body: str, inputs: str, output: str, more: str = "") -> list[str]:
     """The operators after normalising, which must not change what is computed by more than the order of sums does."""
-    model = model_of(body, inputs, output, SHAPES)
+    model = model_of(body, inputs, output, ", ".join(filter(None, (SHAPES.strip(), more))))
     rng = np.random.default_rng(0)
     feeds = {
         value.name: rng.standard_normal([d if isinstance(d, int) else SIZES[d.value] for d in value.shape])
@@ -67,3 +67,13 @@ def test_scores_of_groups_are_those_of_all_heads():
 )
 def test_whatever_stands_beside_folded_heads_keeps_its_meaning(body, inputs):
     after(body, ", ".join(filter(None, (QUERIES, inputs))), "float[] y")
+
+
+def test_the_only_head_of_a_row_is_repeated_in_its_own_shape():
+    """Multi-query attention without a cache: its rows are the head, so that two axes are put in at once."""
+    body = """
+        rows = Reshape(k, apart) h = Transpose<perm=[0,2,1,3]>(rows) u = Unsqueeze(h, third)
+        e = Expand(u, wide) r = Reshape(e, heads) y = MatMul(q, r)
+    """
+    more = "int64[4] apart = {0, 0, 1, 8}, int64[5] wide = {3, 1, 4, 8, 8}, int64[4] heads = {0, 4, 8, 8}"
+    assert after(body, f"{QUERIES}, float[3,8,8] k", "float[3,4,5,8] y", more) == ["Unsqueeze", "Expand", "MatMul"]

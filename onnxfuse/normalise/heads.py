@@ -31,6 +31,24 @@ def repeated(x: ir.Value, heads: int, group: int, site: Site) -> ir.Value:
     return site.op("Reshape", wide, site.constant([0, heads * group, *rest], "shape"))
 
 
+@simplifies("Squeeze", "Reshape")
+def only_head_repeated(node: ir.Node, site: Site) -> ir.Value | None:
+    """Rows [B, L, D] that are the only head, [B, 1, L, D], before it is repeated: that in two steps, not in three."""
+    wide = producer(node.inputs[0], "Expand")
+    apart = producer(wide.inputs[0], "Unsqueeze") if wide is not None else None
+    shape = site.facts.shape(apart.inputs[0]) if site.canonical and apart is not None else None
+    if shape is None or len(shape) != 3:
+        return None
+    batch, *row = shape
+    five, out = site.facts.shape(wide.outputs[0]), site.facts.shape(node.outputs[0])
+    if five is None or len(five) != 5 or not isinstance(five[2], int) or five != (batch, 1, five[2], *row):
+        return None
+    if out != (batch, five[2], *row):
+        return None
+    head = with_axes("Unsqueeze", apart.inputs[0], [1], site)
+    return site.op("Expand", head, site.constant([1, five[2], 1, 1], "shape"))
+
+
 def _fold(value: ir.Value, site: Site) -> ir.Node | None:
     """The node that takes [B, N, S, D] to `value` [B*N, S, D] or [B, K, G, S, D], or of the latter to the former."""
     fold = producer(value, "Reshape") or producer(value, "Unsqueeze")  # the latter where a group has one head
