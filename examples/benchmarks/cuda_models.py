@@ -2,16 +2,16 @@
 
     python examples/benchmarks/cuda_models.py exported.onnx [--builder model.onnx] [--torch]
 
-`exported.onnx` is a float16 export with a key-value cache (inputs input_ids, attention_mask, perhaps position_ids, and
-past_key_values.I.key|value), its weights in a file beside it. The fused models are written there, too: they refer to
-the same weights. `--builder` takes the model that `python -m onnxruntime_genai.models.builder -p fp16 -e cuda` makes.
-Needs onnxruntime-gpu and PyTorch with CUDA.
+`exported.onnx` is a float16 or bfloat16 export with a key-value cache (inputs input_ids, attention_mask, perhaps
+position_ids, and past_key_values.I.key|value), its weights in a file beside it. The fused models are written there,
+too: they refer to the same weights. `--builder` takes the model that `python -m onnxruntime_genai.models.builder
+-p fp16|bf16 -e cuda` makes. Needs onnxruntime-gpu and PyTorch with CUDA.
 
 All models run in turns with inputs and outputs on the device; the table gives medians in milliseconds, and in brackets
 the ratio to the builder's model, or to the best of the others without it. "floor" is the time in which the matrices
 and the cache could be read once at the bandwidth that this run measured, which for a prompt is far too little: there
-the products of the matrices count, at the rate of a large float16 product. "shared": past and present are one buffer of
-`--room` rows. "graph": replayed as a CUDA graph, the mask as long as the buffer.
+the products of the matrices count, at the rate of a large product of that dtype. "shared": past and present are one
+buffer of `--room` rows. "graph": replayed as a CUDA graph, the mask as long as the buffer.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from point import Point
 
 import onnxfuse
 
-BYTES = 2  # of a float16
+BYTES = 2  # of a number
 Run = Callable[[], None]
 
 
@@ -62,6 +62,7 @@ VARIANTS = [
 def sizes_of(path: Path) -> Sizes:
     """What the shapes of the export's cache, logits and weights say."""
     graph = onnx.load(path, load_external_data=False).graph
+    cache = next(v for v in graph.input if v.name == "past_key_values.0.key").type.tensor_type
     dims = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)}
     _, kv_heads, _, head = dims["past_key_values.0.key"]
     vocab = dims["logits"][-1]
@@ -69,7 +70,8 @@ def sizes_of(path: Path) -> Sizes:
     hidden = next(sum(shape) - vocab for shape in matrices if vocab in shape)
     intermediate = max(max(shape) for shape in matrices if vocab not in shape)
     layers = sum(name.startswith("past_key_values") for name in dims) // 2
-    return Sizes(hidden, intermediate, hidden // head, kv_heads, head, vocab, layers)
+    heads, dtype = hidden // head, onnx.TensorProto.DataType.Name(cache.elem_type).lower()
+    return Sizes(dtype, hidden, intermediate, heads, kv_heads, head, vocab, layers)
 
 
 def fused(exported: Path, variant: Variant) -> Path:
@@ -93,8 +95,19 @@ def on_device(array: np.ndarray) -> OrtValue:
     return OrtValue.ortvalue_from_numpy(array, "cuda", 0)
 
 
-def empty(*shape: int, dtype: type = np.float16) -> OrtValue:
-    return OrtValue.ortvalue_from_shape_and_type(shape, dtype, "cuda", 0)
+def empty(*shape: int, dtype: str) -> OrtValue:
+    """A tensor of a dtype as ONNX calls it."""
+    return OrtValue.ortvalue_from_shape_and_type(shape, onnx.TensorProto.DataType.Value(dtype.upper()), "cuda", 0)
+
+
+def cache_of(point: Point, sizes: Sizes, rows: int) -> OrtValue:
+    """Random keys or values."""
+    shape = (point.batch, sizes.kv_heads, rows, sizes.head)
+    numbers = torch.randn(shape, device="cuda", dtype=getattr(torch, sizes.dtype)).cpu()
+    value = empty(*shape, dtype=sizes.dtype)
+    if rows > 0:
+        value.update_inplace(numbers.view(torch.uint16).numpy())
+    return value
 
 
 def step(model: InferenceSession, variant: Variant, point: Point, sizes: Sizes, room: int) -> Run:
@@ -114,20 +127,19 @@ def step(model: InferenceSession, variant: Variant, point: Point, sizes: Sizes, 
         if entry.name in inputs:
             value = on_device(inputs[entry.name])
         else:
-            cache = rng.standard_normal((point.batch, sizes.kv_heads, rows, sizes.head), dtype=np.float32)
-            value = on_device(cache.astype(np.float16))
+            value = cache_of(point, sizes, rows)
             if variant.shared:
                 binding.bind_ortvalue_output(entry.name.replace("past_key_values", "present"), value)
         binding.bind_ortvalue_input(entry.name, value)
         bound.append(value)
     for entry in model.get_outputs():
         if entry.name == "logits":
-            dtype = np.float16 if entry.type == "tensor(float16)" else np.float32
+            dtype = entry.type.removeprefix("tensor(").removesuffix(")")
             value = empty(point.batch, point.prompt, sizes.vocab, dtype=dtype)
         elif variant.shared:
             continue
         else:
-            value = empty(point.batch, sizes.kv_heads, total, sizes.head)
+            value = empty(point.batch, sizes.kv_heads, total, sizes.head, dtype=sizes.dtype)
         binding.bind_ortvalue_output(entry.name, value)
         bound.append(value)
     options = RunOptions()
@@ -168,12 +180,12 @@ def device_time(work: Run, repeats: int = 10) -> float:
     return start.elapsed_time(end) / 1e3 / repeats
 
 
-def ceilings() -> tuple[float, float]:
-    """Bytes a second that a sum reads, and flops a second of a product of float16 matrices."""
+def ceilings(dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes a second that a sum reads, and flops a second of a product of matrices."""
     x = torch.randn(1 << 28, device="cuda")
     bandwidth = x.nbytes / device_time(lambda: x.sum())
-    a = torch.randn(4096, 8192, device="cuda", dtype=torch.float16)
-    b = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    a = torch.randn(4096, 8192, device="cuda", dtype=dtype)
+    b = torch.randn(8192, 8192, device="cuda", dtype=dtype)
     return bandwidth, 2 * a.numel() * b.shape[1] / device_time(lambda: a @ b)
 
 
@@ -217,8 +229,9 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     warnings.filterwarnings("ignore")
     options = parsed()
-    sizes, (bandwidth, rate) = sizes_of(options.exported), ceilings()
-    print(f"{sizes}\nreads {bandwidth / 1e12:.2f} TB/s, float16 products {rate / 1e12:.0f} TFLOP/s\n", flush=True)
+    sizes = sizes_of(options.exported)
+    bandwidth, rate = ceilings(getattr(torch, sizes.dtype))
+    print(f"{sizes}\nreads {bandwidth / 1e12:.2f} TB/s, products {rate / 1e12:.0f} TFLOP/s\n", flush=True)
     paths = {"exported": options.exported, "builder": options.builder}
     variants = [variant for variant in VARIANTS if variant.ours or paths[variant.graph] is not None]
     made = {(v.graph, v.shared): fused(options.exported, v) for v in variants if v.ours and not v.captured}

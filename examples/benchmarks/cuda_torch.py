@@ -10,6 +10,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 class Sizes:
     """A Llama, without biases."""
 
+    dtype: str
     hidden: int
     intermediate: int
     heads: int
@@ -31,16 +32,17 @@ class Sizes:
 
 
 class Llama:
-    """Random weights in float16 on the device; the cache holds `room` rows."""
+    """Random weights on the device; the cache holds `room` rows."""
 
     def __init__(self, sizes: Sizes, batch: int, room: int) -> None:
         self.sizes, head, hidden = sizes, sizes.head, sizes.hidden
+        dtype = getattr(torch, sizes.dtype)
 
         def random(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, device="cuda", dtype=torch.float16) * 0.02
+            return torch.randn(shape, device="cuda", dtype=dtype) * 0.02
 
         self.embedding, self.last = random(sizes.vocab, hidden), random(hidden, sizes.vocab)
-        self.ones = torch.ones(hidden, device="cuda", dtype=torch.float16)
+        self.ones = torch.ones(hidden, device="cuda", dtype=dtype)
         self.layers = [
             {
                 "qkv": random(hidden, head * (sizes.heads + 2 * sizes.kv_heads)),
@@ -53,7 +55,7 @@ class Llama:
             for _ in range(sizes.layers)
         ]
         angles = torch.arange(room)[:, None] * 10000.0 ** (-torch.arange(0, head, 2) / head)
-        self.cos, self.sin = (f(angles).to("cuda", torch.float16) for f in (torch.cos, torch.sin))
+        self.cos, self.sin = (f(angles).to("cuda", dtype) for f in (torch.cos, torch.sin))
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """ids: [B, S], positions: [S], the last rows of the cache -> logits [B, S, vocab]."""
