@@ -24,10 +24,10 @@ pytestmark = [
 class Chain:
     """Nodes each of which needs what the one before wrote; weights are constant, or cast just before they are used."""
 
-    def __init__(self, dtype: str, constant: bool) -> None:
-        self.dtype, self.has_constants = DTYPES[dtype], constant
+    def __init__(self, dtype: str, constant: bool, rows: int) -> None:
+        self.dtype, self.has_constants, self.rows = DTYPES[dtype], constant, rows
         self.rng = np.random.default_rng(4)
-        self.x = ir.val("x", ir.DataType.FLOAT, (1, 1, WIDTH))
+        self.x = ir.val("x", ir.DataType.FLOAT, (1, rows, WIDTH))
         self.graph = ir.Graph([self.x], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="chain")
         self.inputs: dict[str, np.ndarray] = {}
 
@@ -64,11 +64,11 @@ class Chain:
     def run(self, captured: bool) -> np.ndarray:
         """The results of 20 inputs in turn; the output is the value that was added last."""
         y = self.cast(self.graph[-1].outputs[0], DTYPES["float32"])
-        y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape((1, 1, WIDTH))
+        y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, self.x.shape
         self.graph.outputs.append(y)
         options = {"enable_cuda_graph": "1" if captured else "0"}
         session = onnxfuse.session(ir.Model(self.graph, ir_version=10), providers=[(CUDA, options)])
-        x = np.zeros((1, 1, WIDTH), np.float32)
+        x = np.zeros((1, self.rows, WIDTH), np.float32)
         bound = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", 0)
             for name, value in {"x": x, "y": x, **self.inputs}.items()
@@ -80,7 +80,7 @@ class Chain:
         rng = np.random.default_rng(5)
         results = []
         for _ in range(20):
-            bound["x"].update_inplace(rng.standard_normal((1, 1, WIDTH), dtype=np.float32))
+            bound["x"].update_inplace(rng.standard_normal(x.shape, dtype=np.float32))
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
@@ -88,9 +88,9 @@ class Chain:
         return np.stack(results)
 
 
-def gated_mlps(dtype: str, constant: bool) -> Chain:
+def gated_mlps(dtype: str, constant: bool, rows: int) -> Chain:
     """Some with nodes of ONNX Runtime in between."""
-    chain = Chain(dtype, constant)
+    chain = Chain(dtype, constant, rows)
     h = skip = chain.cast(chain.x, DTYPES[dtype])
     for i in range(LAYERS):
         weights = chain.weight(WIDTH, HIDDEN), chain.weight(WIDTH, HIDDEN), chain.weight(HIDDEN, WIDTH)
@@ -102,12 +102,12 @@ def gated_mlps(dtype: str, constant: bool) -> Chain:
     return chain
 
 
-def attentions(dtype: str, constant: bool) -> Chain:
+def attentions(dtype: str, constant: bool, rows: int) -> Chain:
     """Projections, attention to a past of its own and to the new key, the output's projection."""
-    chain = Chain(dtype, constant)
+    chain = Chain(dtype, constant, rows)
     heads, past = 4, 70
     h = skip = chain.cast(chain.x, DTYPES[dtype])
-    angles = np.arange(WIDTH // heads // 2, dtype=np.float32)[None, None]
+    angles = np.arange(rows * (WIDTH // heads // 2), dtype=np.float32).reshape(1, rows, -1)
     tables = [chain.constant(table(angles).astype(DTYPES[dtype])) for table in (np.cos, np.sin)]
     for i in range(LAYERS):
         weights = [x for _ in range(3) for x in (chain.weight(WIDTH, WIDTH), None)]
@@ -126,9 +126,10 @@ def attentions(dtype: str, constant: bool) -> Chain:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("captured", [False, True], ids=["launched", "captured"])
 @pytest.mark.parametrize("make", [gated_mlps, attentions])
-def test_constant_weights_give_what_others_give(make, dtype: str, captured: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 4])
+def test_constant_weights_give_what_others_give(rows: int, make, dtype: str, captured: bool) -> None:
     """Only constant weights are read ahead, all else is equal: so are the results, to the last bit."""
-    early, late = (make(dtype, constant).run(captured) for constant in (True, False))
+    early, late = (make(dtype, constant, rows).run(captured) for constant in (True, False))
     assert np.isfinite(late).all()
     assert np.ptp(late, axis=0).min() > 0
     np.testing.assert_array_equal(early, late)

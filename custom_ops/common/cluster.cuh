@@ -57,6 +57,25 @@ __device__ inline void copy_bulk(void* to, const void* from, int bytes, uint64_t
 #endif
 }
 
+// Stores to the place that `to`, in shared memory, has in a block of the cluster, which has to be running.
+__device__ inline void store_in(int block, float* to, float value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{ .reg .u32 place; mapa.shared::cluster.u32 place, %0, %1; st.shared::cluster.f32 [place], %2; }" ::"r"(
+                   shared_address(to)),
+               "r"(block), "f"(value)
+               : "memory");
+#endif
+}
+__device__ inline void store_in(int block, float* to, const float4& value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .u32 place; mapa.shared::cluster.u32 place, %0, %1; "
+      "st.shared::cluster.v4.f32 [place], {%2, %3, %4, %5}; }" ::"r"(shared_address(to)),
+      "r"(block), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+      : "memory");
+#endif
+}
+
 // Numbers that blocks of a cluster send to each other: stores to the shared memory of a block, whose bytes a barrier
 // there counts. A block without others sends to itself.
 class Mail {

@@ -97,8 +97,8 @@ __device__ inline float make_row(const Row<T, A>& row, int begin, int count, int
 }
 
 // Columns: what is multiplied, kMatrices of equal size side by side. `vectors` is how many vectors of columns there are
-// of each; source(vector, matrix) gives the place of a vector; finish(column, sums) takes the sums of a column of each.
-// waits_first: the matrices are not constant.
+// of each; source(vector, matrix) gives the place of a vector; finish(row, column, sums) takes those of a column of
+// each. waits_first: the matrices are not constant.
 template <class Shape, typename W, typename T, typename A, class Columns>
 __global__ void __launch_bounds__(Shape::kThreads, 2) one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
   constexpr int kN = kLanes<W>, kMatrices = Shape::kMatrices, kTile = Shape::kTile, kColumns = kTile * kN;
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2) one_row_cuda(Row<T, A> row
     }
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) totals[m] *= scale;
-    columns.finish(tile * kColumns + i, totals);
+    columns.finish(0, tile * kColumns + i, totals);
   }
 }
 
@@ -216,6 +216,12 @@ inline int64_t one_row_slices(int64_t tiles, int64_t depth) {
     if (tiles <= clusters_at_once(s)) slices = s;
   }
   return slices;
+}
+
+// How many blocks there are then.
+inline int64_t one_row_blocks(int64_t vectors, int64_t tile, int64_t depth) {
+  const int64_t tiles = divide_up(vectors, tile);
+  return tiles * one_row_slices(tiles, depth);
 }
 
 template <class Shape, typename W, typename T, typename A, class Columns>
@@ -239,10 +245,7 @@ void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const
   if constexpr (Columns::kMatrices == 1) {
     using Wide = OneRowShape<1, 64>;
     using Narrow = OneRowShape<1, 32>;
-    const auto blocks_of = [&](int tile) {
-      const int64_t tiles = divide_up(columns.vectors, tile);
-      return tiles * one_row_slices(tiles, row.depth);
-    };
+    const auto blocks_of = [&](int tile) { return one_row_blocks(columns.vectors, tile, row.depth); };
     if (blocks_of(Wide::kTile) >= blocks_of(Narrow::kTile)) {
       one_row_of<Wide, W>(stream, name, row, columns, constant);
     } else {

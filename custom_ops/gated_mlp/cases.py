@@ -28,6 +28,8 @@ VECTOR_WIDTHS = (264, 352, 160)
 VECTOR_ROWS = [1, 2, 4, 5, 8, 9, 64, 129, 260, 450]
 # Many rows on CUDA, H in slices of 64, and I for which tiles of either width are best.
 MANY_ROWS = [(450, (72, 8448, 40)), (1900, (264, 232, 8)), (256, (64, 120, 72))]
+# Up to eight rows on CUDA: H in slices, and I for which tiles of either width are best.
+FEW_ROWS = [(8, (1112, 520, 264)), (5, (520, 8584, 40))]
 LLAMA_1B = (2048, 5632, 2048)
 LLAMA_7B = (4096, 11008, 4096)
 
@@ -115,6 +117,8 @@ def cases() -> Iterator[Case]:
             yield case((rows,), VECTOR_WIDTHS, dtype, activation="gelu_tanh", biases=biases)
     for dtype, (rows, widths), activation in itertools.product(DTYPES[1:], MANY_ROWS, ACTIVATIONS):
         yield case((rows,), widths, dtype, activation, biases=BIASES[1] if rows > 256 else (), device="cuda")
+    for dtype, (rows, widths) in itertools.product(DTYPES[1:], FEW_ROWS):
+        yield case((rows,), widths, dtype, biases=BIASES[1], skip=True, norm=dtype, device="cuda")
     for rows, packed, biases in zip(ROWS, itertools.cycle(PACKED), itertools.cycle(BIASES), strict=False):
         widths = PACKED_WIDTHS[rows % 5] if packed else PLAIN_WIDTHS[rows % 5]
         yield case((rows,), widths, "float32", "silu", packed, biases, weight_dtype="bfloat16", device="cpu")

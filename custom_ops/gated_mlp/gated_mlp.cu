@@ -1,4 +1,5 @@
 #include "common/cublas.h"
+#include "common/eight_rows.cuh"
 #include "gated_mlp/elementwise.cuh"
 #include "gated_mlp/gated_mlp.h"
 #include "gated_mlp/hopper_products.h"
@@ -28,7 +29,8 @@ class GatedMLP : public GatedMLPNode<T> {
         memory_(node),
         cublas_(cuda::Cublas::of_device()),
         constant_gates_(node.is_constant(1) && node.is_constant(2)),
-        constant_down_(node.is_constant(3)) {}
+        constant_down_(node.is_constant(3)),
+        constant_norm_(node.is_constant(GatedMLPNode<T>::kNormWeight)) {}
 
   void compute(const Context& context) const {
     auto a = this->arguments(context);
@@ -38,22 +40,21 @@ class GatedMLP : public GatedMLPNode<T> {
     if (a.rows == 0) return;
     const cuda::Stream stream(context);
     const bool weights_have_vectors = has_vectors<T>(a.gate) && has_vectors<T>(a.up) && has_vectors<T>(a.down);
-    if (a.rows == 1 && weights_have_vectors) {
-      const cuda::DeviceScratch hidden(context, memory_, a.gate.columns * static_cast<int64_t>(sizeof(float)));
+    if (a.rows <= cuda::kEightRows && weights_have_vectors) {
       cuda::Row<T, T> row(a.x, a.width);
       row.enters(a.skip, a.sum, a.norm_weight, this->epsilon_);
-      const cuda::Row<T, float> between(hidden.at<float>(0), a.gate.columns);
-      if (cuda::fits_one_row(a.width) && cuda::fits_one_row(a.gate.columns)) {
-        return run(a, hidden.at<float>(0), [&](auto gated, const auto& product) {
-          constexpr bool kGated = decltype(gated)::value;
-          using Product = std::decay_t<decltype(product)>;
-          const mlp::cuda::Columns<kGated, Product> columns(product);
-          if constexpr (kGated) {
-            cuda::one_row<T>(stream, kName, row, columns, constant_gates_);
-          } else {
-            cuda::one_row<T>(stream, kName, between, columns, constant_down_);
-          }
+      if (a.rows == 1 && cuda::fits_one_row(a.width) && cuda::fits_one_row(a.gate.columns)) {
+        return run_on_few_rows<float>(context, a, row, [&](const auto& in, const auto& columns, bool constant) {
+          cuda::one_row<T>(stream, kName, in, columns, constant);
         });
+      }
+      if constexpr (sizeof(T) == 2) {
+        const cuda::Row<T, T> between(nullptr, a.gate.columns);
+        if (cuda::fits_eight_rows<2>(row) && cuda::fits_eight_rows<1>(between)) {
+          return run_on_few_rows<T>(context, a, row, [&](const auto& in, const auto& columns, bool constant) {
+            cuda::eight_rows(stream, kName, in, a.rows, columns, constant);
+          });
+        }
       }
     }
     const cuda::EnteringRows<T> h(context, stream, memory_, a.x, a.skip, a.sum, a.norm_weight, this->epsilon_, a.rows,
@@ -96,6 +97,23 @@ class GatedMLP : public GatedMLPNode<T> {
     multiply(std::false_type{},
              Product<T, Hidden, T>{hidden, Matrix<T>(a.down), Matrix<T>(a.down), a.down_bias, nullptr, a.y, a.rows,
                                    between, a.down.columns, this->activation_});
+  }
+
+  // Calls multiply(what enters, columns, whether the weights are constant) for both steps; between them is a Hidden.
+  template <typename Hidden, typename Arguments, class Multiply>
+  void run_on_few_rows(const Context& context, const Arguments& a, const cuda::Row<T, T>& row,
+                       const Multiply& multiply) const {
+    const int64_t bytes = a.rows * a.gate.columns * static_cast<int64_t>(sizeof(Hidden));
+    const cuda::DeviceScratch hidden(context, memory_, bytes);
+    const cuda::Row<T, Hidden> between(hidden.at<Hidden>(0), a.gate.columns);
+    run(a, hidden.at<Hidden>(0), [&](auto gated, const auto& product) {
+      const mlp::cuda::Columns<decltype(gated)::value, std::decay_t<decltype(product)>> columns(product);
+      if constexpr (decltype(gated)::value) {
+        multiply(row, columns, constant_gates_ && (constant_norm_ || !a.norm_weight.present));
+      } else {
+        multiply(between, columns, constant_down_);
+      }
+    });
   }
 
   // Both projections and the activation in one kernel, and the last projection.
@@ -142,7 +160,7 @@ class GatedMLP : public GatedMLPNode<T> {
 
   cuda::DeviceMemory memory_;
   const cuda::Cublas* cublas_;
-  bool constant_gates_, constant_down_;
+  bool constant_gates_, constant_down_, constant_norm_;
 };
 
 const Register<GatedMLP<float>, GatedMLP<Half>, GatedMLP<BFloat16>> registered("GatedMLP", kCudaProvider);

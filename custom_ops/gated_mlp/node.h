@@ -74,12 +74,12 @@ class GatedMLPNode {
     return a;
   }
 
+  static constexpr size_t kSkip = 7, kNormWeight = 8, kScale = 9;
+
   Activation activation_;
   float epsilon_;
 
  private:
-  static constexpr size_t kSkip = 7, kNormWeight = 8, kScale = 9;
-
   // What is done to x before the projections.
   void set_norm(const Context& context, const Shape& x, Arguments* a) const {
     const auto skip = context.input<T>(kSkip);

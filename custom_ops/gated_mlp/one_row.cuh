@@ -1,4 +1,5 @@
-// GatedMLP's products of one row, see common/one_row.cuh: both projections side by side, then the last one.
+// GatedMLP's products of few rows, see common/one_row.cuh and eight_rows.cuh: both projections side by side, then the
+// last one.
 #pragma once
 
 #include "common/one_row.cuh"
@@ -20,8 +21,9 @@ struct Columns {
     return {matrix == 0 ? p.weight : p.second, static_cast<int64_t>(vector) * kLanes};
   }
 
-  __device__ void finish(int n, const float (&sums)[kMatrices]) const {
-    p.out[n] = narrow<typename Product::Out>(mlp::cuda::finish<kGated>(p, sums[0], sums[kMatrices - 1], n));
+  __device__ void finish(int row, int n, const float (&sums)[kMatrices]) const {
+    p.out[row * p.columns + n] =
+        narrow<typename Product::Out>(mlp::cuda::finish<kGated>(p, sums[0], sums[kMatrices - 1], n));
   }
 };
 

@@ -42,6 +42,8 @@ MANY_ROWS = [
     (1900, (264, (96, 40, 8))),
     (256, (64, (520, 8))),
 ]
+# Up to eight rows on CUDA: slices whose last step of 16 rows is half one, numbers of columns for tiles of either width.
+FEW_ROWS = [(3, (1112, (520, 72, 8))), (8, (520, (12000, 288)))]
 # Of int8: around a slice of the depth (256, or 128 of many rows) and a step of AMX (32).
 SCALED = [(32, (32,)), (96, (64, 96, 32)), (160, (160,)), (288, (320, 64)), (544, (32, 96))]
 # skip, norm_weight
@@ -152,6 +154,9 @@ def cases() -> Iterator[Case]:
         if dtypes[0] != "float32":
             for (rows, widths), biases in zip(MANY_ROWS, itertools.cycle([(0,), (1,)]), strict=False):
                 yield case((rows,), widths, dtypes, biases=biases, norm=rows == 450, device="cuda")
+            for (rows, widths), (skip, norm) in itertools.product(FEW_ROWS, FRONTS):
+                yield case((rows,), widths, dtypes, biases=(0,), skip=skip, norm=norm, device="cuda")
+            yield case((7,), (1112, (64, 288)), dtypes, packed=True, skip=True, norm=True, device="cuda")
         yield case((2, 0, 3), (64, (32, 32)), dtypes, skip=True, norm=True)
         yield case((3,), (0, (32,)), dtypes, biases=(0,))
         yield case((3,), (16, (0, 8)), dtypes)

@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "common/cublas.h"
+#include "common/eight_rows.cuh"
 #include "gated_mlp/elementwise.cuh"
 #include "gated_mlp/hopper_products.h"
 #include "gated_mlp/launch.cuh"
@@ -23,6 +26,7 @@ class Linear : public LinearNode<T> {
  public:
   explicit Linear(const NodeInfo& node) : LinearNode<T>(node), memory_(node), cublas_(cuda::Cublas::of_device()) {
     for (int i = 0; i < kMostProducts; ++i) constant_[i] = node.is_constant(this->weight_index(i));
+    constant_norm_ = node.is_constant(LinearNode<T>::kNormWeight);
   }
 
   void compute(const Context& context) const {
@@ -31,11 +35,19 @@ class Linear : public LinearNode<T> {
       require(a.products[i].weight.scales == nullptr, "a weight is int8, expected another dtype on CUDA");
     if (a.rows == 0) return;
     const cuda::Stream stream(context);
-    if (a.rows == 1 && can_share_a_launch(a)) {
+    if (a.rows <= cuda::kEightRows && can_share_a_launch(a)) {
       cuda::Row<T, T> row(a.x, a.depth);
       row.enters(a.skip, a.sum, a.norm_weight, this->epsilon_);
-      if (cuda::fits_one_row(a.depth)) {
-        return with_weights_of(a.products[0].weight, [&](auto w) { multiply_one_row<decltype(w)>(stream, a, row); });
+      if (a.rows == 1 && cuda::fits_one_row(a.depth)) {
+        return with_weights_of(a.products[0].weight, [&](auto w) {
+          cuda::one_row<decltype(w)>(stream, kName, row, all_columns<decltype(w)>(a), has_constants(a));
+        });
+      }
+      if constexpr (sizeof(T) == 2) {
+        if (cuda::fits_eight_rows<1>(row)) {
+          const bool constant = has_constants(a) && (constant_norm_ || !a.norm_weight.present);
+          return cuda::eight_rows(stream, kName, row, a.rows, all_columns<T>(a), constant);
+        }
       }
     }
     const cuda::EnteringRows<T> h(context, stream, memory_, a.x, a.skip, a.sum, a.norm_weight, this->epsilon_, a.rows,
@@ -68,25 +80,27 @@ class Linear : public LinearNode<T> {
     for (int i = 0; i < a.count; ++i) {
       const Weight& weight = a.products[i].weight;
       const bool vectors = dtype == DType::kFloat32 ? has_vectors<float>(weight) : has_vectors<BFloat16>(weight);
-      if (weight.dtype != dtype || !vectors) return false;
+      if (weight.dtype != dtype || weight.columns == 0 || !vectors) return false;
     }
     return true;
   }
 
+  bool has_constants(const Arguments& a) const {
+    return std::all_of(constant_, constant_ + a.count, [](bool constant) { return constant; });
+  }
+
   template <typename W>
-  void multiply_one_row(const cuda::Stream& stream, const Arguments& a, const cuda::Row<T, T>& row) const {
+  static linear::cuda::Columns<T, W> all_columns(const Arguments& a) {
     linear::cuda::Columns<T, W> columns{};
     int count = 0;
-    bool constant = true;
     for (int i = 0; i < kMostProducts; ++i) {
       const Product& product = a.products[std::min(i, a.count - 1)];
-      columns.products[i] = {Matrix<W>(product.weight), product.bias, product.y, count};
-      if (i >= a.count) continue;
-      count += static_cast<int>(product.weight.columns);
-      constant = constant && constant_[i];
+      const int own = static_cast<int>(product.weight.columns);
+      columns.products[i] = {Matrix<W>(product.weight), product.bias, product.y, count, own};
+      if (i < a.count) count += own;
     }
     columns.vectors = count / cuda::kLanes<W>;
-    cuda::one_row<W>(stream, kName, row, columns, constant);
+    return columns;
   }
 
   // Whether all products are of matrices by rows, in vectors of 16 bytes.
@@ -151,6 +165,7 @@ class Linear : public LinearNode<T> {
   cuda::DeviceMemory memory_;
   const cuda::Cublas* cublas_;
   bool constant_[kMostProducts];  // the weights
+  bool constant_norm_;
 };
 
 // The names say what a node of a block has before its projections: see onnxfuse/blocks.py.

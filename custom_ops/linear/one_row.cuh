@@ -1,4 +1,4 @@
-// Linear's products of one row, see common/one_row.cuh: up to three weights one after the other.
+// Linear's products of few rows, see common/one_row.cuh and eight_rows.cuh: up to three weights one after the other.
 #pragma once
 
 #include "common/one_row.cuh"
@@ -14,7 +14,8 @@ struct Columns {
     onnxfuse::cuda::Matrix<W> matrix;
     const T* bias;  // or null
     T* y;
-    int first;  // of its columns among all
+    int first;    // of its columns among all
+    int columns;  // of y
   };
 
   Product products[kMostProducts];  // those that are not needed start beyond the last column
@@ -29,11 +30,11 @@ struct Columns {
     return {product.matrix, vector * kLanes - product.first};
   }
 
-  __device__ void finish(int n, const float (&sums)[1]) const {
+  __device__ void finish(int row, int n, const float (&sums)[1]) const {
     const Product& product = product_of(n);
     const int at = n - product.first;
     const float bias = product.bias != nullptr ? onnxfuse::cuda::widen(product.bias[at]) : 0.0f;
-    product.y[at] = onnxfuse::cuda::narrow<T>(sums[0] + bias);
+    product.y[static_cast<int64_t>(row) * product.columns + at] = onnxfuse::cuda::narrow<T>(sums[0] + bias);
   }
 };
 
