@@ -74,8 +74,10 @@ class Attention : public AttentionNode<T> {
     }
     if (needs_length) {
       a.past = past.at<int>(0);
-      stream.launch_early("Attention's length", attention::cuda::attention_cuda_past<T>, 1,
-                          attention::cuda::kPastThreads, 0, a, past.at<int>(0));
+      const bool has_clusters = cuda::can_start_early();
+      const unsigned size = has_clusters ? cuda::kMostClusterBlocks : 1;
+      stream.launch_clusters("Attention's length", has_clusters, attention::cuda::attention_cuda_past<T>, size, size,
+                             attention::cuda::kPastThreads, 0, a, past.at<int>(0));
     }
     a.copies = attends && (has_few_rows(p) || (has_vectors(p) && is_for_hopper() && p.window <= 0));
     if (!a.copies) copy(stream, a);
@@ -132,7 +134,7 @@ class Attention : public AttentionNode<T> {
 
   // Whether the kernel looks into the mask of a shared cache by itself, as each of its clusters then does.
   static bool finds_length(const Arguments<T>& a) {
-    constexpr int64_t kMost = 16 << 10;
+    constexpr int64_t kMost = 8 << 10;
     return sizeof(T) == 2 && has_few_rows(a.problem) && a.problem.batch * a.mask.length <= kMost;
   }
 

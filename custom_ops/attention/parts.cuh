@@ -68,19 +68,29 @@ __global__ void __launch_bounds__(kCopyThreads) attention_cuda_copy(Arguments<T>
   *reinterpret_cast<Unit*>(row_of(cache.present, b, head, row) + at) = *reinterpret_cast<const Unit*>(from);
 }
 
-// Finds P of a shared cache: the last key that the mask shows in any batch is the last of the new ones. One block.
+// Finds P of a shared cache: the last key that the mask shows in any batch is the last of the new ones. One cluster.
 template <typename T>
 __global__ void __launch_bounds__(kPastThreads) attention_cuda_past(Arguments<T> a, int* past) {
-  __shared__ int last;
+  constexpr int kWarps = kPastThreads / kWarp, kDeep = 8;
+  __shared__ int lasts[onnxfuse::cuda::kMostClusterBlocks * kWarps];
+  __shared__ uint64_t has_lasts;
+  const int blocks = onnxfuse::cuda::cluster_size(), block = onnxfuse::cuda::cluster_rank();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const onnxfuse::cuda::Mail mail(&has_lasts);
   onnxfuse::cuda::let_next_start();
+  if (threadIdx.x == 0 && block == 0) mail.expect(blocks * kWarps * sizeof(int));
+  onnxfuse::cuda::enter_cluster();
   onnxfuse::cuda::wait_for_previous();
-  if (threadIdx.x == 0) last = -1;
-  __syncthreads();
-  constexpr int kDeep = 8;
   const int found = __reduce_max_sync(0xffffffff, LastShown<kDeep>(a.mask, static_cast<int>(a.problem.batch)).find());
-  if (threadIdx.x % kWarp == 0) atomicMax(&last, found);
-  __syncthreads();
-  if (threadIdx.x > 0) return;
+  onnxfuse::cuda::wait_for_cluster();
+  if (lane == 0) mail.send(0, &lasts[block * kWarps + warp], found);
+  if (block > 0) return;
+  mail.wait();
+  if (warp > 0) return;
+  int last = -1;
+  for (int i = lane; i < blocks * kWarps; i += kWarp) last = max(last, lasts[i]);
+  last = __reduce_max_sync(0xffffffff, last);
+  if (lane > 0) return;
   const int64_t keys = last + 1;
   const bool fits = keys >= a.problem.fresh && keys <= a.room && (a.bias_keys == 0 || a.bias_keys == keys);
   *past = fits ? static_cast<int>(keys - a.problem.fresh) : -1;
