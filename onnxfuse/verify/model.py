@@ -91,8 +91,7 @@ def validate(
         del session
     checks = worst.checks()
     passed = all(check.passed for check in checks)
-    narrowed = held(model_io.load(fused), beside=graph)
-    if not passed and narrowed.matrices:
+    if not passed and (narrowed := held(model_io.load(fused), beside=graph)).matrices:
         explained = f"{narrowed.tolerance:.2g}"
         notes.append(
             f"{in_words(narrowed.matrices)} explain a difference of up to {explained}: pass that as the tolerance"
