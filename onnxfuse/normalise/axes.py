@@ -74,9 +74,7 @@ def inserted_elsewhere(node: ir.Node, site: Site) -> ir.Value | None:
 
 
 def with_axes(op_type: str, x: ir.Value, axes: list[int], site: Site) -> ir.Value:
-    """Unsqueeze or Squeeze of x: the axes are an attribute before opset 13, an input since."""
-    if site.facts.opset < 13:
-        return site.op(op_type, x, axes=axes)
+    """Unsqueeze or Squeeze of x."""
     return site.op(op_type, x, site.constant(axes, "axes"))
 
 
@@ -100,7 +98,7 @@ def only_axes_of_one(node: ir.Node, site: Site) -> ir.Value | None:
     if found is None:
         return None
     op_type, x, axes = found
-    return site.op(op_type, x, site.constant(axes, "axes"))
+    return with_axes(op_type, x, axes, site)
 
 
 def inserted(longer: Shape, shorter: Shape) -> list[int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.normalise.heads import is_folded, repeated
+from onnxfuse.normalise.heads import HEADS_FIRST, is_folded, repeated
 from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, written
 from onnxfuse.normalise.sweep import Site, replace, simplifies
 
@@ -28,7 +28,7 @@ def repeated_rows(node: ir.Node, site: Site) -> ir.Value | None:
     merge = producer(node.inputs[0], "Reshape")
     wide = producer(merge.inputs[0], "Expand") if merge is not None else None
     apart = producer(wide.inputs[0], "Unsqueeze") if wide is not None else None
-    if not site.canonical or apart is None or list(attr(node, "perm") or ()) != [0, 2, 1, 3]:
+    if not site.canonical or apart is None or list(attr(node, "perm") or ()) != HEADS_FIRST:
         return None
     x, merged = apart.inputs[0], merge.outputs[0]
     shapes = [site.facts.shape(v) for v in (x, apart.outputs[0], wide.outputs[0], merged)]
@@ -45,7 +45,7 @@ def repeated_rows(node: ir.Node, site: Site) -> ir.Value | None:
         return None
     if several != (batch, length, heads, group, size) or out != (batch, length, heads * group, size):
         return None
-    return repeated(site.op("Transpose", x, perm=[0, 2, 1, 3]), heads, group, site)
+    return repeated(site.op("Transpose", x, perm=HEADS_FIRST), heads, group, site)
 
 
 @simplifies("com.microsoft.FusedMatMul")

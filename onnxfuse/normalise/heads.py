@@ -8,14 +8,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxfuse.normalise.axes import listed_axes, with_axes
-from onnxfuse.normalise.simplify import attr, producer, reshaped, written
+from onnxfuse.normalise.simplify import TURNED_KEYS_IN_STEPS, attr, producer, reshaped, written
 from onnxfuse.normalise.sweep import Site, simplifies
 from onnxfuse.shapes import Shape, product
 
-HEADS_FIRST = [0, 2, 1, 3]  # [B, S, N, D] <-> [B, N, S, D]
+HEADS_FIRST, TURNED = TURNED_KEYS_IN_STEPS  # [B, S, N, D] <-> [B, N, S, D] <-> [B, N, D, S]
 GROUPS_FIRST = [0, 2, 3, 1, 4]  # [B, S, K, G, D] -> [B, K, G, S, D]
 GROUPS_BACK = [0, 3, 1, 2, 4]
-TURNED = [0, 1, 3, 2]
 TURNED_IN_GROUPS = [0, 1, 2, 4, 3]
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxfuse.normalise.heads import HEADS_FIRST
 from onnxfuse.normalise.simplify import attr, written
 from onnxfuse.normalise.sweep import Site, replace, simplifies
-
-HEADS_FIRST = [0, 2, 1, 3]
 
 
 @simplifies("RotaryEmbedding")
