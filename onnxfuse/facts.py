@@ -182,19 +182,23 @@ def _with_declared(value: ir.Value, fact: Fact) -> Fact:
     """`fact`, completed by what the model declares about `value`."""
     dtype, shape = fact.dtype or value.dtype, fact.shape
     if shape is None and value.shape is not None:
-        shape = tuple(
-            d if isinstance(d, int) else dims.symbol(f"{value.name}:{axis}") for axis, d in enumerate(value.shape)
-        )
+        declared = map(declared_size, value.shape)
+        shape = tuple(d if isinstance(d, int) else dims.symbol(f"{value.name}:{i}") for i, d in enumerate(declared))
     return Fact(dtype, shape, fact.content)
+
+
+def declared_size(size: int | ir.SymbolicDim) -> int | str | None:
+    """A dimension as a model declares it: a number, a name or nothing. Exporters name some fixed sizes: "16"."""
+    if isinstance(size, int):
+        return size
+    return int(size.value) if size.value is not None and size.value.isdecimal() else size.value
 
 
 def _input_fact(value: ir.Value) -> Fact:
     if value.shape is None:
         return Fact(value.dtype)
-    shape = tuple(
-        d if isinstance(d, int) else dims.symbol(d.value or f"{value.name}:{axis}")
-        for axis, d in enumerate(value.shape)
-    )
+    declared = map(declared_size, value.shape)
+    shape = tuple(d if isinstance(d, int) else dims.symbol(d or f"{value.name}:{i}") for i, d in enumerate(declared))
     content = None
     if shape in ((), (1,)) and value.dtype is not None and value.dtype.is_integer() and value.const_value is None:
         content = np.full(shape, dims.runtime_value(value.name), dtype=object)

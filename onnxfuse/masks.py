@@ -24,7 +24,7 @@ from onnxfuse.facts import Facts
 HIDDEN = -9984.0
 SETTINGS = 6  # random sizes tried
 SMALL_WINDOW = 7  # windows up to this size show in those
-STATIC_RUNS = 3  # paddings tried where the model leaves no size open
+STATIC_RUNS = 5  # runs where the model leaves no size open: a batch of one meets every kind of padding
 WRITTEN = 4  # elements up to which a constant may be a window; larger ones are indices and tables
 LARGEST = 1 << 20  # a constant up to this size in the mask's subgraph is taken for a possible window
 SCORES = 1 << 22  # scores of the largest mask that is evaluated
@@ -80,6 +80,21 @@ def _recognise(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> 
         if found is not None:
             return found
     return None
+
+
+def tells_rows(seen: ir.Value, closed: Mask, sizes: tuple[Size, Size, Size], facts: Facts) -> bool:
+    """Whether `seen` [B|1, 1, S|1, 1] or [B|1, S|1, 1, 1] is True for just the queries that `closed` shows a key."""
+    behind = cone(seen, facts)
+    if behind is None or (closed.padding is not None and closed.padding not in behind.inputs):
+        return False
+    observations = _observed(_Trial(behind, *sizes, closed.padding, facts))
+    for queries, keys, told, padding in observations or ():
+        rows = told.reshape(told.shape[0], -1)
+        batch = len(rows) if padding is None else len(padding)
+        expected = closed.visible(batch, queries, keys, padding).any(axis=-1)
+        if rows.shape[0] not in (1, batch) or rows.shape[1] not in (1, queries) or (rows != expected).any():
+            return False
+    return bool(observations)
 
 
 def _is_index_like(value: ir.Value, facts: Facts) -> bool:
@@ -160,7 +175,7 @@ class _Trial:
             shape = tuple(dims.evaluate(s, sizes) for s in self.facts.shape(value))
             dtype = self.facts.dtype(value).numpy()
             if value is self.padding:
-                padding = _random_padding(shape, draw)
+                padding = _paddings(shape, draw, first=seed)
                 feeds[value.name] = padding.astype(dtype)
             else:
                 feeds[value.name] = draw.integers(0, 5, size=shape).astype(dtype)
@@ -179,12 +194,15 @@ def _cached_lengths(facts: Facts) -> set[str]:
     return found
 
 
-def _random_padding(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
-    """Rows padded on the left, on the right, with holes, or not at all; each row keeps one entry."""
+def _paddings(shape: tuple[int, ...], draw: np.random.Generator, first: int) -> np.ndarray:
+    """Rows padded on the left, on the right, with holes, but for one entry, and not at all, in turn from kind `first`.
+
+    Each row keeps at least one entry.
+    """
     rows, length = shape
     mask = np.ones(shape, dtype=np.int64)
     for row in range(rows):
-        kind, cut = draw.integers(0, 4), int(draw.integers(0, max(length, 1)))
+        kind, cut = (first + row) % 5, int(draw.integers(0, max(length, 1)))
         if kind == 0:
             mask[row, :cut] = 0
         elif kind == 1:
@@ -192,6 +210,8 @@ def _random_padding(shape: tuple[int, ...], draw: np.random.Generator) -> np.nda
         elif kind == 2:
             mask[row] = draw.integers(0, 2, size=length)
             mask[row, cut : cut + 1] = 1
+        elif kind == 3:
+            mask[row] = np.arange(length) == cut
     return mask
 
 
@@ -208,26 +228,33 @@ def visibility(mask: np.ndarray) -> np.ndarray:
 def _fit(trial: _Trial) -> Mask | None:
     """The closed form that agrees with the subgraph on all settings."""
     observations: list[tuple[np.ndarray, np.ndarray | None]] = []
-    for seed, sizes in enumerate(trial.settings()):
-        try:
-            queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
-            if queries * keys > SCORES:
-                return None  # a window that cannot be tried cannot be ruled out
-            seen, padding = trial.run(sizes, seed)
-        except RuntimeError:
-            continue  # these sizes do not fit together
-        except (KeyError, ValueError):
-            return None  # a size that cannot be chosen, or a mask that does more than hide keys
+    for queries, keys, seen, padding in _observed(trial) or ():
         if seen.shape[2] not in (1, queries) or seen.shape[3] not in (1, keys):
             return None
         batch = max(seen.shape[0], 1 if padding is None else padding.shape[0])
         if padding is not None and (padding.shape[1] != keys or seen.shape[0] not in (1, padding.shape[0])):
             return None
         observations.append((np.broadcast_to(seen, (batch, seen.shape[1], queries, keys)), padding))
-    if len(observations) < (STATIC_RUNS if _static(trial) else 3):
+    if not observations:
         return None
     forms = (Mask(causal, window, trial.padding) for window in trial.windows() for causal in (False, True))
     return next((form for form in forms if all(_agrees(form, *o) for o in observations)), None)
+
+
+def _observed(trial: _Trial) -> list[tuple[int, int, np.ndarray, np.ndarray | None]] | None:
+    """S, L, what the subgraph gives and the padding that it was given, for each setting; None if it cannot be judged."""
+    observations = []
+    for seed, sizes in enumerate(trial.settings()):
+        try:
+            queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
+            if queries * keys > SCORES:
+                return None  # a window that cannot be tried cannot be ruled out
+            observations.append((queries, keys, *trial.run(sizes, seed)))
+        except RuntimeError:
+            continue  # these sizes do not fit together
+        except (KeyError, ValueError):
+            return None  # a size that cannot be chosen, or a mask that does more than hide keys
+    return observations if len(observations) >= 3 else None
 
 
 def _agrees(form: Mask, seen: np.ndarray, padding: np.ndarray | None) -> bool:
@@ -235,7 +262,3 @@ def _agrees(form: Mask, seen: np.ndarray, padding: np.ndarray | None) -> bool:
     expected = form.visible(batch, queries, keys, padding)
     readable = expected.any(axis=-1)  # a row that sees nothing is undefined
     return bool((seen == expected[:, None]).transpose(0, 2, 1, 3)[readable].all())
-
-
-def _static(trial: _Trial) -> bool:
-    return isinstance(trial.queries, int) and isinstance(trial.keys, int)

@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from onnxfuse.facts import declared_size
+
 FREE_SIZES = (4, 16, 32, 64, 80, 96, 128, 256)  # of a symbolic dimension that nothing explains
 UNKNOWN_VOCABULARY = 64  # token ids drawn below this where the embedding table is not found
 
@@ -78,7 +80,7 @@ class Interface:
         for value in given:
             rows = _rows_indexed_by(value)
             role = _role(value, rows, given)
-            dims = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+            dims = tuple(map(declared_size, value.shape))
             axes = tuple(d if isinstance(d, int) else None for d in dims)
             inputs.append(Input(value.name, value.dtype, dims, role, axes, rows or 0))
         symbols = _symbol_meanings(inputs)

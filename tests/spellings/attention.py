@@ -60,7 +60,7 @@ def attend(w: Writer, q: Value, k: Value, v: Value, groups: int) -> tuple[Value,
         scores = soft_capped(w, scores)
     if w.dtype == "float32" and w.mutates("rounded", "Attention"):
         scores = w.rounded(scores)
-    masked = with_mask(w, scores, place)
+    masked, mask = with_mask(w, scores, place)
     weights = softmax(w, masked, q.dtype)
     if w.mutates("weights_scaled", "Attention"):
         weights = w.times(weights, 2.0)
@@ -71,7 +71,22 @@ def attend(w: Writer, q: Value, k: Value, v: Value, groups: int) -> tuple[Value,
     context = product(w, weights, w.cast(values, weights.dtype), place)
     if place.apart:
         context = w.reshape(context, (w.b, heads, w.s, v.shape[3]), source=q)
+    if mask is not None and w.coin(0.3):
+        context = zeroed(w, context, mask)
     return context, {}
+
+
+def zeroed(w: Writer, context: Value, mask: Mask) -> Value:
+    """The context, zero in rows that see no key."""
+    count = w.reduce("ReduceSum", w.node("Cast", mask.value, shape=mask.value.shape, dtype="float32", to=1))
+    least = 2.0 if w.shifts_to("rows_of_one_key_zeroed") else 1.0
+    enough = w.scalar_of(least, "float32")
+    zero = w.scalar_of(0.0, context.dtype)
+    unattended = w.node("Less", count, enough, shape=count.shape, dtype="bool")
+    if w.coin():
+        return w.node("Where", unattended, zero, context, shape=context.shape, dtype=context.dtype)
+    seen = w.node("Not", unattended, shape=count.shape)
+    return w.node("Where", seen, context, zero, shape=context.shape, dtype=context.dtype)
 
 
 def in_groups(w: Writer, q: Value, groups: int) -> Value:
@@ -248,20 +263,20 @@ def soft_capped(w: Writer, scores: Value) -> Value:
     return w.times(w.apply("Tanh", inner), cap * 2 if w.shifts_to("other_cap") else cap)
 
 
-def with_mask(w: Writer, scores: Value, place: Place) -> Value:
-    """The scores under a mask of any kind."""
+def with_mask(w: Writer, scores: Value, place: Place) -> tuple[Value, Mask | None]:
+    """The scores under a mask of any kind, and that mask, None where there is none or it is numbers."""
     made = chosen_mask(w, place)
     if made is None:
         if not w.fixed(True, False, False):
-            return scores
+            return scores, None
         numbers = bias(w, place, scores.dtype)
-        return w.add(scores, w.unsqueeze(numbers, 1) if place.apart else numbers)
+        return w.add(scores, w.unsqueeze(numbers, 1) if place.apart else numbers), None
     seen = [m.seen for m in made]
     w.seen = lambda sizes, feeds: np.all(np.broadcast_arrays(*(s(sizes, feeds) for s in seen)), axis=0).any(-1)
     if len(made) == 2 and w.coin(0.5):  # two masks, one after the other
-        return added(w, added(w, scores, made[0], place), made[1], place)
+        return added(w, added(w, scores, made[0], place), made[1], place), None
     mask = made[0] if len(made) == 1 else masks.both(w, *made)
-    return added(w, scores, mask, place) if w.coin(0.6) else chosen(w, scores, mask, place)
+    return added(w, scores, mask, place) if w.coin(0.6) else chosen(w, scores, mask, place), mask
 
 
 def chosen_mask(w: Writer, place: Place) -> list[Mask] | None:
