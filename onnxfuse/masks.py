@@ -242,7 +242,7 @@ def _fit(trial: _Trial) -> Mask | None:
 
 
 def _observed(trial: _Trial) -> list[tuple[int, int, np.ndarray, np.ndarray | None]] | None:
-    """S, L, what the subgraph gives and the padding that it was given, for each setting; None if it cannot be judged."""
+    """S, L, what the subgraph gives and the padding given to it, for each setting; None if it cannot be judged."""
     observations = []
     for seed, sizes in enumerate(trial.settings()):
         try:

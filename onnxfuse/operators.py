@@ -32,6 +32,13 @@ DEFAULTS_OF_ONNX_RUNTIME: dict[OpId, dict[str, object]] = {
     ("", "SimplifiedLayerNormalization"): {"axis": -1, "epsilon": 1e-5, "stash_type": 1},
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): {"epsilon": 1e-12},
     ("com.microsoft", "QuickGelu"): {"alpha": 1.702},
+    ("com.microsoft", "RotaryEmbedding"): {
+        "interleaved": 0,
+        "is_packed_batching": 0,
+        "num_heads": 0,
+        "rotary_embedding_dim": 0,
+        "scale": 1.0,
+    },
 }
 
 # Parameters whose order carries no meaning.

@@ -69,6 +69,21 @@ def standard_rotary_embedding(x=tensor("_ _ _ D"), cos=tensor("B|1 S W"), sin=te
     return op.RotaryEmbedding(x, cos, sin, **attributes)
 
 
+@fusion(stage="rotary", op="RotaryEmbedding")
+def microsoft_rotary_embedding(
+    x=tensor("_ _ _ D"), flat=tensor("_ _ _"), positions=tensor("_ _"), cos=tensor("_ W"), sin=tensor("_ W")
+):
+    """Rotary embedding already fused by ONNX Runtime's own tools, on [B, N, S, D] or [B, S, N*D]."""
+    attributes = {
+        "interleaved": attr("interleaved"),
+        "num_heads": attr("heads"),
+        "rotary_embedding_dim": attr("size"),
+        "scale": 1.0,
+        "is_packed_batching": 0,
+    }
+    return op.ns("com.microsoft").RotaryEmbedding(any_of(x, flat), positions, cos, sin, **attributes)
+
+
 @rotary_embedding.check
 def cut_in_the_middle(m):
     yield isinstance(m.D, int) and m.D % 2 == 0, "the size of a head is {m.D}, expected a known even number"
@@ -110,6 +125,15 @@ def heads_known(m):
     yield (m.size or m.D) // 2 == m.W, "the table is {m.cos}, expected one entry for each pair of {m.size} or {m.D}"
 
 
+@microsoft_rotary_embedding.check
+def sizes_known(m):
+    x = m.x or m.flat
+    yield x.dtype in m.FLOATS, f"x is {x}; kernels exist for {m.FLOATS}"
+    yield m.cos.shape == m.sin.shape and isinstance(m.W, int), "cos is {m.cos}, sin is {m.sin}"
+    yield m.x is None or isinstance(m.x.shape[1], int), "the number of heads is unknown: x is {m.x}"
+    yield m.flat is None or isinstance(m.flat.shape[2], int), "the size of all heads is unknown: x is {m.flat}"
+
+
 @rotary_embedding.rewrite
 def fused(new, m):
     return rotated(new, m, interleaved=0)
@@ -125,6 +149,18 @@ def fused_standard(new, m):
     rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3])
     size = 0 if m.size == m.D else m.size
     y = turned_rows(new, rows, m.cos.value, m.sin.value, m.x.shape[1], m.D, m.interleaved, size)
+    return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
+
+
+@microsoft_rotary_embedding.rewrite
+def fused_microsoft(new, m):
+    cos, sin = (new.onnx.Gather(table, m.positions, axis=0) for table in (m.cos, m.sin))
+    if m.flat is not None:
+        heads = m.heads or m.flat.shape[2] // (m.size or 2 * m.W)
+        part = {"rotary_dim": m.size} if m.size else {}
+        return new.RotaryEmbedding(m.flat, cos, sin, num_heads=heads, interleaved=m.interleaved, **part)
+    rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3])
+    y = turned_rows(new, rows, cos, sin, m.x.shape[1], m.D, m.interleaved, m.size)
     return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
 
 

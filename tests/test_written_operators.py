@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -22,11 +24,14 @@ def fused(body, **options):
 @pytest.mark.parametrize("key", sorted(operators.DEFAULTS_OF_ONNX_RUNTIME), ids=lambda key: key[1])
 def test_defaults_are_those_of_onnxruntime(key):
     (schema,) = (s for s in get_all_operator_schema() if (s.domain, s.name) == key)
-    written = {
-        name: onnx.helper.get_attribute_value(onnx.AttributeProto.FromString(attribute._default_value))
-        for name, attribute in schema.attributes.items()
-    }
+    written = {name: default(attribute) for name, attribute in schema.attributes.items()}
     assert operators.defaults(*key, 1) == pytest.approx(written, rel=1e-6)
+
+
+def default(attribute):
+    """The default in a schema of ONNX Runtime, some of which have it in their text alone."""
+    value = onnx.helper.get_attribute_value(onnx.AttributeProto.FromString(attribute._default_value))
+    return float(re.search(r"Default value is ([\d.]+)", attribute.description)[1]) if value is None else value
 
 
 def test_an_epsilon_that_is_left_out_is_that_of_onnxruntime():
@@ -58,6 +63,44 @@ def test_rotary_embedding_of_rows_takes_its_tables_rows_by_position(size):
     )
     assert rope.op_type == "RotaryEmbedding"
     assert (rope.attributes["rotary_dim"].value if size else 0) == size
+
+
+MICROSOFT = "com.microsoft.RotaryEmbedding"
+FLAT = "float[B,S,16] x, float[32,W] cos, float[32,W] sin, int64[B,S] positions"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "heads", "size"),
+    [
+        ("", "float[B,2,S,8] x, float[32,4] cos, float[32,4] sin, int64[B,S] positions", 2, 0),
+        ("<interleaved=1>", "float[B,2,S,8] x, float[32,4] cos, float[32,4] sin, int64[B,S] positions", 2, 0),
+        ("", FLAT.replace("W", "4"), 2, 0),
+        ("<num_heads=4>", FLAT.replace("W", "2"), 4, 0),
+        ("<num_heads=2, rotary_embedding_dim=4>", FLAT.replace("W", "2"), 2, 4),
+    ],
+    ids=("heads first", "interleaved", "rows", "rows of given heads", "part of a head"),
+)
+def test_rotary_embedding_of_onnxruntime(attributes: str, inputs: str, heads: int, size: int):
+    y = inputs.split(" x")[0] + " y"
+    (rope,) = fused(f"y = {MICROSOFT}{attributes}(x, positions, cos, sin)", inputs=inputs, outputs=y)
+    assert rope.op_type == "RotaryEmbedding"
+    assert rope.attributes["num_heads"].value == heads
+    assert rope.attributes["interleaved"].value == int("interleaved" in attributes)
+    assert (rope.attributes["rotary_dim"].value if size else 0) == size
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs"),
+    [
+        ("<scale=2.0>", FLAT.replace("W", "4")),
+        ("<is_packed_batching=1>", FLAT.replace("W", "4")),
+        ("", FLAT.replace("W", "4").replace("int64[B,S]", "int64[1]")),
+    ],
+    ids=("scaled", "sequences of a batch one behind the other", "the first position alone"),
+)
+def test_rotary_embedding_of_onnxruntime_that_says_more_is_left_alone(attributes: str, inputs: str):
+    body = f"y = {MICROSOFT}{attributes}(x, positions, cos, sin)"
+    assert not fused(body, inputs=inputs, outputs="float[B,S,16] y")
 
 
 CACHED = "float[B,S,32] q, float[B,S,16] k, float[B,S,16] v, float[B,2,P,8] past_key, float[B,2,P,8] past_value"
