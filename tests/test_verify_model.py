@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from graphs import model_of
 from onnx import TensorProto, helper
 from small_models import embedding_model, padded_model, written
 
 from onnxfuse.errors import UsageError
+from onnxfuse.facts import Facts
 from onnxfuse.verify.compare import defined, difference
 from onnxfuse.verify.feeds import draw, grid, visible
 from onnxfuse.verify.interface import Interface, Point
@@ -54,6 +56,35 @@ def test_the_past_is_the_open_axis_of_a_cache_beside_the_heads(shape):
     model = inputs_model(("input_ids", 7, ["b", "s"]), ("past0", 1, shape))
     sizes = dict(zip(shape, draw(Interface.of(model), Point(3, 4, 5))["past0"].shape, strict=True))
     assert sizes == {"b": 3, "p": 5, 2: 2, 16: 16}
+
+
+def in_place_model(length: int | str) -> ir.Model:
+    """A model that puts the rows of new keys into a cache [B, 2, `length`, 16], from a given position on."""
+    return model_of(
+        "turned = Transpose<perm=[2,0,1,3]>(cache) written = ScatterND(turned, places, rows)"
+        "present = Transpose<perm=[1,2,0,3]>(written)",
+        inputs=f"int64[B,S] input_ids, int64[S,1] places, int64 past_length, float[S,B,2,16] rows, "
+        f"float[B,2,{length},16] cache, int64[B,T] attention_mask",
+        outputs=f"float[B,2,{length},16] present",
+    )
+
+
+def test_a_cache_written_in_place_has_room_for_the_new_tokens():
+    feed = draw(Interface.of(in_place_model("M")), Point(3, 4, 5))
+    assert feed["cache"].shape == (3, 2, 9, 16)
+    assert feed["past_length"] == 5
+
+
+def test_no_more_tokens_are_drawn_than_a_cache_of_fixed_size_holds():
+    points = grid(Interface.of(in_place_model(8)))
+    assert max(point.total for point in points) == 8
+    assert all(point.length >= 1 and point.past >= 0 for point in points)
+
+
+def test_a_size_named_by_its_number_is_that_number():
+    model = inputs_model(("input_ids", 7, ["b", "s"]), ("past.key", 1, ["b", "2", "p", "16"]))
+    assert draw(Interface.of(model), Point(3, 4, 5))["past.key"].shape == (3, 2, 5, 16)
+    assert Facts(model).shape(model.graph.inputs[1])[1::2] == (2, 16)
 
 
 def test_sizes_that_the_model_fixes_are_kept():

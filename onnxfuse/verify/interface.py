@@ -6,6 +6,7 @@
 | mask | [B, T] any dtype | 1 visible, 0 padding |
 | positions | [B, S] or [S] int | place among the visible tokens |
 | past | [B, N, P, ...] or [B, P, N, D] float | a cache of keys or values |
+| buffer | [B, N, T, D] float, written in place | a cache with room for the new tokens |
 | embeddings | [B, S, H] float | normal |
 | offset | [] int | P, the tokens already in the cache |
 | scores | [..., S, T] float | 0 or very negative, added to attention scores |
@@ -18,7 +19,7 @@ symbol's name; what is still free gets `Interface.free`, and `FREE_SIZES` are wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -26,6 +27,7 @@ import onnx_ir as ir
 from onnxfuse.facts import declared_size
 
 FREE_SIZES = (4, 16, 32, 64, 80, 96, 128, 256)  # of a symbolic dimension that nothing explains
+LAYOUT_CHANGES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
 UNKNOWN_VOCABULARY = 64  # token ids drawn below this where the embedding table is not found
 
 
@@ -104,7 +106,8 @@ class Interface:
                 if isinstance(meaning, str) and isinstance(size, int) and not (meaning == "B" and size == 1):
                     fixed.setdefault(meaning, size)
         used = {axis for i in self.inputs for axis in i.axes if isinstance(axis, str)} | set(fixed)
-        if "P" not in used and not self.has("offset"):
+        tells_past = self.has("offset") or (self.has("buffer") and self.has("positions"))
+        if "P" not in used and not tells_past:
             fixed["P"] = 0
         if not used & {"S", "T"}:
             fixed["S"] = 1
@@ -114,6 +117,10 @@ class Interface:
         past = fixed.get("P", point.past)
         if "T" in fixed and self.has("mask"):
             length, past = (length, fixed["T"] - length) if "S" in fixed else (fixed["T"] - past, past)
+        room = min((i.dims[2] for i in self.inputs if i.role == "buffer" and isinstance(i.dims[2], int)), default=None)
+        if room is not None and past + length > room:
+            length = min(length, room)
+            past = room - length
         padding = point.padding if self.has("mask") else "none"
         return Point(fixed.get("B", point.batch), length, past, padding, point.sample)
 
@@ -134,6 +141,8 @@ def _role_axes(role: str, dims: tuple[int | str | None, ...]) -> tuple[str | Non
         return ("B", "T")
     if role == "past" and rank == 4 and isinstance(dims[2], int) and not isinstance(dims[1], int):
         return ("B", "P", None, None)  # rows, the heads behind them
+    if role == "buffer":
+        return ("B", None, None if isinstance(dims[2], int) else "T", None)
     if role == "past" and rank >= 3:
         return ("B", None, "P", None, None)[:rank]
     if role == "embeddings":
@@ -143,22 +152,32 @@ def _role_axes(role: str, dims: tuple[int | str | None, ...]) -> tuple[str | Non
 
 def _rows_indexed_by(value: ir.Value) -> int | None:
     """Rows of the table that `value` selects from, following it through casts and reshapes."""
+    for node, index in _readers(value):
+        if node.op_type == "Gather" and index == 1:
+            table = node.inputs[0]
+            if table.shape is None and table.const_value is not None:
+                return table.const_value.shape[0]
+            if table.shape is not None and len(table.shape) == 2 and isinstance(table.shape[0], int):
+                return table.shape[0]
+    return None
+
+
+def _written_into(value: ir.Value) -> bool:
+    """Whether the model puts rows into `value`, in whatever layout, instead of appending to it."""
+    return any("Scatter" in node.op_type and index == 0 for node, index in _readers(value))
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The nodes that read `value`, with the input's index, and those that read it cast or laid out otherwise."""
     queue, seen = [value], set()
     while queue:
-        current = queue.pop()
-        for node, index in current.uses():
-            if id(node) in seen:
+        for node, index in queue.pop().uses():
+            if node in seen:
                 continue
-            seen.add(id(node))
-            if node.op_type == "Gather" and index == 1:
-                table = node.inputs[0]
-                if table.shape is None and table.const_value is not None:
-                    return table.const_value.shape[0]
-                if table.shape is not None and len(table.shape) == 2 and isinstance(table.shape[0], int):
-                    return table.shape[0]
-            elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten") and index == 0:
+            seen.add(node)
+            yield node, index
+            if node.op_type in LAYOUT_CHANGES and index == 0:
                 queue.extend(node.outputs)
-    return None
 
 
 def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
@@ -168,6 +187,8 @@ def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
             return "mask"
         if rank >= 3 and "mask" in name:
             return "scores"
+        if rank == 4 and _written_into(value):
+            return "buffer"
         if rank >= 3 and ("past" in name or "cache" in name):
             return "past"
         if rank == 3 and "embed" in name:

@@ -24,7 +24,7 @@ from onnxfuse.verify.sessions import onnxruntime
 from onnxfuse.verify.slices import Unsliceable, content_text, cut_out, fingerprint, reads
 from onnxfuse.verify.trial import Trial, Verdict
 
-FLOATING = ("values", "past", "embeddings")  # roles of inputs whose values are as good as any
+FLOATING = ("values", "past", "buffer", "embeddings")  # roles of inputs whose values are as good as any
 ACTIVATIONS = (*FLOATING, "tokens")  # roles of inputs behind which the network itself begins
 MOVEMENT = ("Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 KEPT_SIZE = 16  # elements up to which a constant that the new nodes read keeps its content: a scale, not a weight
