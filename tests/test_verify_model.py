@@ -75,6 +75,17 @@ def test_a_cache_written_in_place_has_room_for_the_new_tokens():
     assert feed["past_length"] == 5
 
 
+def test_what_a_model_appends_to_is_a_cache_whatever_its_name():
+    model = model_of(
+        "all = Concat<axis=2>(k0, new)",
+        inputs="int64[B,S] input_ids, float[B,2,P,16] k0, float[B,2,S,16] new, int64[B,T] attention_mask",
+        outputs="float[B,2,L,16] all",
+    )
+    roles = {entry.name: entry.role for entry in Interface.of(model).inputs}
+    assert (roles["k0"], roles["new"]) == ("past", "values")
+    assert draw(Interface.of(model), Point(3, 4, 5))["k0"].shape == (3, 2, 5, 16)
+
+
 def test_no_more_tokens_are_drawn_than_a_cache_of_fixed_size_holds():
     points = grid(Interface.of(in_place_model(8)))
     assert max(point.total for point in points) == 8

@@ -109,6 +109,36 @@ def with_genai_builder(sizes: Sizes, source: Path, target: Path) -> None:
         file.unlink()
 
 
+def with_transformers(sizes: Sizes, source: Path, target: Path, *, tokens: int) -> None:
+    """The graph of transformers' own exporter, fused for ONNX Runtime's CPU provider; for any number of tokens, or one.
+
+    Attention over a cache becomes GroupQueryAttention in the graph for one token.
+    """
+    import onnx_ir
+    import torch
+    from transformers import DynamicCache
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    batch, past = 2, 5
+    cache = DynamicCache()
+    for layer in range(sizes.layers):
+        shape, dtype = (batch, sizes.kv_heads, past, sizes.head), getattr(torch, sizes.dtype)
+        cache.update(torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype), layer)
+    inputs = {
+        "input_ids": torch.ones(batch, tokens, dtype=torch.int64),
+        "attention_mask": torch.ones(batch, past + tokens, dtype=torch.int64),
+        "position_ids": torch.arange(past, past + tokens).repeat(batch, 1),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    model = OnnxExporter().export(llama(sizes), inputs, OnnxConfig(dynamic=True, ort_fusions="cpu")).program
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        for there, here in ((".keys", ".key"), (".values", ".value"), ("input.", ""), ("layers.", "")):
+            value.name = value.name.replace(there, here)
+        value.name = value.name.replace("output.past_key_values", "present")
+    onnx_ir.save(model, target, external_data=f"{target.name}.data")
+
+
 def with_onnxfuse(sizes: Sizes, source: Path, target: Path, *, kv_cache: str, weights: str) -> None:
     """Float32 weights lie in one file for both kinds of cache, which then is in memory once."""
     import onnxfuse
@@ -146,6 +176,10 @@ MODELS = {
     "onnxscript": Maker("onnxscript", with_onnxscript, "onnxscript/model.onnx"),
     "genai builder": Maker("onnxruntime_genai", with_genai_builder, "genai/model.onnx"),
     "genai builder shared": Maker("onnxruntime_genai", with_genai_builder, "genai/model.onnx", shared=True),
+    "transformers": Maker("transformers", functools.partial(with_transformers, tokens=3), "transformers/model.onnx"),
+    "transformers one token": Maker(
+        "transformers", functools.partial(with_transformers, tokens=1), "transformers/one_token.onnx"
+    ),
     "onnxfuse": ours("onnxfuse"),
     "onnxfuse shared": ours("onnxfuse", shared=True),
     "onnxfuse bf16": ours("onnxfuse_bf16", "bf16"),

@@ -167,6 +167,11 @@ def _written_into(value: ir.Value) -> bool:
     return any("Scatter" in node.op_type and index == 0 for node, index in _readers(value))
 
 
+def _appended_to(value: ir.Value) -> bool:
+    """Whether the model joins something to the end of `value`, in whatever layout."""
+    return any(node.op_type == "Concat" and index == 0 for node, index in _readers(value))
+
+
 def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """The nodes that read `value`, with the input's index, and those that read it cast or laid out otherwise."""
     queue, seen = [value], set()
@@ -189,7 +194,7 @@ def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
             return "scores"
         if rank == 4 and _written_into(value):
             return "buffer"
-        if rank >= 3 and ("past" in name or "cache" in name):
+        if (rank >= 3 and ("past" in name or "cache" in name)) or (rank == 4 and _appended_to(value)):
             return "past"
         if rank == 3 and "embed" in name:
             return "embeddings"
