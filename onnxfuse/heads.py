@@ -105,13 +105,13 @@ def rows_of_past(m):
     return getattr(m, "past_key_rows", None), getattr(m, "past_value_rows", None)
 
 
-def broadcasts(mask, m):
-    """Whether the mask is [B|1, N|1, S|1, L], or the last axes of that."""
+def broadcasts(mask, heads, sizes):
+    """Whether the mask is [B|1, N|1, S|1, L], or the last axes of that, for so many heads and `sizes` B, S, L."""
     if mask.shape is None or not 1 <= mask.rank <= 4:
         return False
-    _, queries, keys = scores_shape(m)
+    _, queries, keys = sizes
     shape = (1,) * (4 - mask.rank) + tuple(mask.shape)
-    known = [s for s in zip(shape[1:], (m.N, queries, keys), strict=True) if all(isinstance(e, int) for e in s)]
+    known = [s for s in zip(shape[1:], (heads, queries, keys), strict=True) if all(isinstance(e, int) for e in s)]
     return shape[3] != 1 and all(a in (1, b) for a, b in known)
 
 
@@ -124,10 +124,7 @@ def attended(new, m, given, *, scale, softcap=0.0, causal=False):
     q = flat_rows(new, m.q, m.q_rows, m.N * m.D, dtype(m))
     k = flat_rows(new, m.k, m.k_rows, m.K * m.D, dtype(m))
     v = flat_rows(new, m.v, m.v_rows, m.K * m.E, dtype(m))
-    closed, bias = understood(new, m, given)
-    padding = closed.padding
-    if padding is not None and m.facts.dtype(padding).is_floating_point():
-        padding = new.onnx.Cast(padding, to="bool")
+    closed, padding, bias = understood(new, given, scores_shape(m), m.facts)
     past_rows = rows_of_past(m)
     of_rows = past_rows[0] is not None
     provided = [m.facts.dtype(value) == m.facts.dtype((m.v or m.v_rows).value) for value in m.outputs[1:]]
@@ -180,26 +177,36 @@ def read_elsewhere(value, m):
     return value.is_graph_output() or any(use.node not in m.nodes for use in value.uses())
 
 
-def understood(new, m, given):
-    """The masks' closed form, and what is left of them as a bias [B|1, (N|1,) S|1, L] (None: nothing)."""
+def understood(new, given, sizes, facts):
+    """What the masks for scores of `sizes` B, S, L let through: their closed form and, as the operator takes it, its
+    padding, and what is left of them as a bias [B|1, (N|1,) S|1, L]; None where there is nothing.
+    """
     closed, rest = masks.Mask(), []
     for captured in given:
         if captured is None:
             continue
-        found = masks.recognise(captured.value, scores_shape(m), m.facts)
+        found = masks.recognise(captured.value, sizes, facts)
         both = closed & found if found is not None else None
         if both is None:
             rest.append(captured)
         else:
             closed = both
+    padding = closed.padding
+    if padding is not None and facts.dtype(padding).is_floating_point():
+        padding = new.onnx.Cast(padding, to="bool")
+    return closed, padding, added(new, rest)
+
+
+def added(new, rest):
+    """All of the captured masks as one bias, None where there are none."""
     if not rest:
-        return closed, None
+        return None
     if len(rest) == 1 and (every_head := without_heads(rest[0])) is not None:
-        return closed, additive(new, rest[0], every_head)
+        return additive(new, rest[0], every_head)
     terms = [additive(new, captured, captured.value) for captured in rest]
     bias = terms[0] if len(terms) == 1 else new.onnx.Add(*terms)
     rank = max(captured.rank for captured in rest)
-    return closed, bias if rank == 4 else new.onnx.Unsqueeze(bias, np.arange(4 - rank))
+    return bias if rank == 4 else new.onnx.Unsqueeze(bias, np.arange(4 - rank))
 
 
 def scores_shape(m):

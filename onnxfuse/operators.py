@@ -32,6 +32,7 @@ DEFAULTS_OF_ONNX_RUNTIME: dict[OpId, dict[str, object]] = {
     ("", "SimplifiedLayerNormalization"): {"axis": -1, "epsilon": 1e-5, "stash_type": 1},
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): {"epsilon": 1e-12},
     ("com.microsoft", "QuickGelu"): {"alpha": 1.702},
+    ("com.microsoft", "MultiHeadAttention"): {"mask_filter_value": -10000.0, "scale": None, "unidirectional": 0},
     ("com.microsoft", "RotaryEmbedding"): {
         "interleaved": 0,
         "is_packed_batching": 0,

@@ -89,8 +89,9 @@ attention.check(rounds_no_further)
 def understood_scores(m):
     yield soft_cap(m) >= 0, f"the soft cap is {soft_cap(m)}, expected a positive number"
     yield m.hidden is None or m.hidden <= masks.HIDDEN, "hidden scores become {m.hidden}, which still counts"
+    sizes = heads.scores_shape(m)
     for given in (m.mask, m.second_mask, m.visible):
-        yield given is None or heads.broadcasts(given, m), f"the mask is {given}, the scores {heads.scores_shape(m)}"
+        yield given is None or heads.broadcasts(given, m.N, sizes), f"the mask is {given}, the scores {sizes}"
 
 
 @attention.rewrite

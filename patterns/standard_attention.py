@@ -75,7 +75,7 @@ def unambiguous(m):
 @standard_attention.check
 @standard_attention_with_cache.check
 def understood_mask(m):
-    yield m.mask is None or heads.broadcasts(m.mask, m), "the mask is {m.mask}"
+    yield m.mask is None or heads.broadcasts(m.mask, m.N, heads.scores_shape(m)), "the mask is {m.mask}"
 
 
 @standard_attention.rewrite

@@ -16,14 +16,24 @@ from onnxfuse.heads import HEADS_FIRST
 PAST_KEY, MASK, BIAS = 3, 5, 6  # inputs of Attention
 
 
+def is_attended(value, facts):
+    """Whether onnxfuse Attention makes the value."""
+    node = value.producer()
+    return node is not None and (node.domain, node.op_type) == ("onnxfuse", "Attention")
+
+
 def splits_heads(value, facts):
     """Whether the Reshape takes [B, S, N*E] to [B, S, N, E]."""
     flat, rows = facts.shape(value.producer().inputs[0]), facts.shape(value)
     return flat is not None and rows is not None and len(rows) == 4 and flat == (*rows[:2], rows[2] * rows[3])
 
 
-@fusion(stage="attention", op="Attention", tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0})
-def unattended_rows(attended=tensor("B S _"), seen=tensor("B|1 1 S|1 1"), seen_rows=tensor("B|1 S|1 1 1")):
+@fusion(stage="layout", op="Attention", tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0})
+def unattended_rows(
+    attended=tensor("B S _").where(is_attended, "this is no result of Attention"),
+    seen=tensor("B|1 1 S|1 1"),
+    seen_rows=tensor("B|1 S|1 1 1"),
+):
     """Rows that see no key, zeroed behind Attention."""
     rows = op.Reshape(attended, ...).where(splits_heads, "the Reshape does not split the heads")
     heads = op.Transpose(rows, perm=HEADS_FIRST)
@@ -34,8 +44,6 @@ def unattended_rows(attended=tensor("B S _"), seen=tensor("B|1 1 S|1 1"), seen_r
 @unattended_rows.check
 def zeroed_by_attention(m):
     node = m.attended.value.producer()
-    ours = node is not None and (node.domain, node.op_type) == ("onnxfuse", "Attention")
-    yield ours, "{m.attended} is not a result of Attention"
     yield m.facts.shape(m.outputs[0]) == m.attended.shape, "the result is {m.outputs[0]}, not shaped like {m.attended}"
     yield given(node, BIAS) is None, "Attention has a bias"
     seen, sizes = m.seen or m.seen_rows, (m.B, m.S, keys(node, m.facts))

@@ -25,13 +25,15 @@ def fused(body, **options):
 def test_defaults_are_those_of_onnxruntime(key):
     (schema,) = (s for s in get_all_operator_schema() if (s.domain, s.name) == key)
     written = {name: default(attribute) for name, attribute in schema.attributes.items()}
-    assert operators.defaults(*key, 1) == pytest.approx(written, rel=1e-6)
+    stated, ours = ({name: v for name, v in d.items() if v is not None} for d in (written, operators.defaults(*key, 1)))
+    assert ours == pytest.approx(stated, rel=1e-6)
 
 
 def default(attribute):
     """The default in a schema of ONNX Runtime, some of which have it in their text alone."""
     value = onnx.helper.get_attribute_value(onnx.AttributeProto.FromString(attribute._default_value))
-    return float(re.search(r"Default value is ([\d.]+)", attribute.description)[1]) if value is None else value
+    stated = re.search(r"Default value is (-?[\d.]+)(?!/)", attribute.description)
+    return float(stated[1]) if value is None and stated else value
 
 
 def test_an_epsilon_that_is_left_out_is_that_of_onnxruntime():
@@ -118,6 +120,52 @@ def test_attention_of_rows_with_a_cache_of_its_own():
     assert attention.op_type == "Attention"
     assert attention.attributes["causal"].value == 1
     assert [output.name for output in attention.outputs] == ["y", "present_key", "present_value"]
+
+
+MULTI_HEAD = "com.microsoft.MultiHeadAttention<num_heads=4"
+ALIKE = "float[B,S,32] q, float[B,S,32] k, float[B,S,32] v"
+PAST = "float[B,4,P,8] past_key, float[B,4,P,8] past_value"
+OWN_PRESENT = "float[B,S,32] y, float[B,4,L,8] present_key, float[B,4,L,8] present_value"
+
+
+def test_attention_of_onnxruntime_with_a_cache_of_its_own():
+    """Its bias stays one; a causal mask is counted from the last key, the past before it."""
+    (attention,) = fused(
+        f"y, present_key, present_value = {MULTI_HEAD}, unidirectional=1>(q, k, v, , , mask, past_key, past_value)",
+        inputs=f"{ALIKE}, {PAST}, float[B,1,S,T] mask",
+        outputs=OWN_PRESENT,
+    )
+    assert attention.op_type == "Attention"
+    assert attention.attributes["causal"].value == 1
+    assert attention.inputs[6].name == "mask"
+    assert [output.name for output in attention.outputs] == ["y", "present_key", "present_value"]
+
+
+def test_a_mask_of_onnxruntimes_attention_is_recognised():
+    (attention,) = fused(
+        "kept = Cast<to=9>(attention_mask) wide = Unsqueeze(kept, axes) bias = Where(wide, zero, least)"
+        f"y = {MULTI_HEAD}, scale=0.5>(q, k, v, , , bias)",
+        inputs=f"{ALIKE}, int64[B,S] attention_mask",
+        outputs="float[B,S,32] y",
+        constants="int64[2] axes = {1, 2}, float zero = {0}, float least = {-3.4e38}",
+    )
+    assert attention.inputs[5].name == "attention_mask" and len(attention.inputs) == 6
+    assert attention.attributes["scale"].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "more"),
+    [
+        ("(q, k, v, projected)", ", float[96] projected"),
+        ("(q, k, v, , padded)", ", int32[B,S] padded"),
+        (", unidirectional=1>(q, longer, longer)", ", float[B,M,32] longer"),
+        ("(q, heads, heads)", ", float[B,4,M,8] heads"),
+    ],
+    ids=("biases of the projections", "a padding mask", "causal over more keys than queries", "keys heads first"),
+)
+def test_attention_of_onnxruntime_that_says_more_is_left_alone(call: str, more: str):
+    call = call if call.startswith(",") else f">{call}"
+    assert not fused(f"y = {MULTI_HEAD}{call}", inputs=ALIKE + more, outputs="float[B,S,32] y")
 
 
 def test_causal_attention_that_knows_no_past_is_left_alone_behind_one():

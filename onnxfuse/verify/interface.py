@@ -147,6 +147,8 @@ def _role_axes(role: str, dims: tuple[int | str | None, ...]) -> tuple[str | Non
         return ("B", None, "P", None, None)[:rank]
     if role == "embeddings":
         return ("B", "S", None)
+    if role == "scores":
+        return (*(None,) * (rank - 2), "S", "T")
     return (None,) * rank
 
 
