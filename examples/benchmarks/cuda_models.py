@@ -7,14 +7,16 @@ position_ids, and past_key_values.I.key|value), its weights in a file beside it.
 too: they refer to the same weights. `--builder` takes the model that `python -m onnxruntime_genai.models.builder
 -p fp16|bf16 -e cuda` makes. Needs onnxruntime-gpu and PyTorch with CUDA.
 
-All models run in turns with inputs and outputs on the device; the table gives medians in milliseconds, and in brackets
-the ratio to the builder's model, or to the best of the others without it. "floor" is the time in which the matrices
-and the cache could be read once at the bandwidth that this run measured, which for a prompt is far too little: there
-the products of the matrices count, at the rate of a large product of that dtype. "shared": past and present are one
-buffer of `--room` rows. "graph": replayed as a CUDA graph, the mask as long as the buffer.
+All models run in turns with inputs and outputs on the device, in an order drawn anew each time: prompts keep a GPU at
+its limit of power, where a model is quicker behind one that draws less. The table gives medians in milliseconds, and in
+brackets the ratio to the builder's model, or to the best of the others without it. "floor" is the time in which the
+matrices and the cache could be read once at the bandwidth that this run measured, which for a prompt is far too little:
+there the products of the matrices count, at the rate of a large product of that dtype. "shared": past and present are
+one buffer of `--room` rows. "graph": replayed as a CUDA graph, the mask as long as the buffer.
 """
 
 import argparse
+import random
 import statistics
 import time
 import warnings
@@ -26,7 +28,7 @@ import numpy as np
 import onnx
 import torch  # before onnxruntime, which finds CUDA's libraries in the process then
 from cuda_torch import Sizes, captured
-from onnxruntime import InferenceSession, OrtValue, RunOptions, SessionOptions
+from onnxruntime import InferenceSession, OrtValue, SessionOptions
 from point import Point
 
 import onnxfuse
@@ -142,10 +144,9 @@ def step(model: InferenceSession, variant: Variant, point: Point, sizes: Sizes, 
             value = empty(point.batch, sizes.kv_heads, total, sizes.head, dtype=sizes.dtype)
         binding.bind_ortvalue_output(entry.name, value)
         bound.append(value)
-    options = RunOptions()
 
     def run() -> None:
-        model.run_with_iobinding(binding, options)
+        model.run_with_iobinding(binding)  # with RunOptions it would look for a WebGPU graph's number, for 45 us
 
     run.bound = bound
     return run
@@ -157,13 +158,13 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     for run in runs.values():
         for _ in range(3):
             run()
-    end = time.perf_counter() + seconds
+    end, order = time.perf_counter() + seconds, random.Random(0)
     while time.perf_counter() < end or min(map(len, times.values())) < 9:
-        for name, run in runs.items():
+        for name in order.sample(list(runs), len(runs)):
             for _ in range(3):
                 torch.cuda.synchronize()
                 start = time.perf_counter()
-                run()
+                runs[name]()
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) * 1e3 for name, values in times.items()}
 
