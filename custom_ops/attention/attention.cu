@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "attention/any_rows.cuh"
 #include "attention/attention.h"
 #include "attention/eight_rows.h"
@@ -111,22 +113,19 @@ class Attention : public AttentionNode<T> {
 
   // Has q and the new k rotated in `memory`.
   static void rotate(const cuda::Stream& stream, const Rotation& rotation, T* memory, Problem<T>* p) {
-    const auto rotate_one = [&](const RotaryLayout& layout, int64_t count, attention::Rows<const T>* rows, T* to) {
-      if (count == 0) return;
-      const int64_t groups = count / (layout.group_size * layout.head_size);
-      const void *const cos = rotation.cos.data, *const sin = rotation.sin.data;
-      if (rotation.cos.dtype == kDTypeOf<T>) {
-        cuda::rotary_embedding(stream, rows->data, static_cast<const T*>(cos), static_cast<const T*>(sin), to, layout,
-                               groups);
-      } else {
-        cuda::rotary_embedding(stream, rows->data, static_cast<const float*>(cos), static_cast<const float*>(sin), to,
-                               layout, groups);
-      }
-      rows->data = to;
+    const auto rotated = [](const RotaryLayout& layout, int64_t count, attention::Rows<const T>* rows, T* to) {
+      const int64_t groups = count == 0 ? 0 : count / (layout.group_size * layout.head_size);
+      return cuda::Rotated<T>{std::exchange(rows->data, to), to, layout, groups};
     };
-    rotate_one(rotation.q, rotation.q_count, &p->q, memory);
-    rotate_one(rotation.k, rotation.k_count, &p->key.fresh,
-               memory + aligned_bytes(rotation.q_count) / static_cast<int64_t>(sizeof(T)));
+    T* const keys = memory + aligned_bytes(rotation.q_count) / static_cast<int64_t>(sizeof(T));
+    const cuda::Rotated<T> q = rotated(rotation.q, rotation.q_count, &p->q, memory),
+                           k = rotated(rotation.k, rotation.k_count, &p->key.fresh, keys);
+    const void *const cos = rotation.cos.data, *const sin = rotation.sin.data;
+    if (rotation.cos.dtype == kDTypeOf<T>) {
+      cuda::rotary_embedding(stream, static_cast<const T*>(cos), static_cast<const T*>(sin), q, k);
+    } else {
+      cuda::rotary_embedding(stream, static_cast<const float*>(cos), static_cast<const float*>(sin), q, k);
+    }
   }
 
   // Whether reading the cache is what takes the time, and the kernel for that can do it.

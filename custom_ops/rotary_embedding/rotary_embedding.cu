@@ -13,7 +13,7 @@ class RotaryEmbedding : public RotaryEmbeddingNode<T, W> {
   void compute(const Context& context) const {
     const auto a = this->arguments(context);
     if (a.groups == 0) return;
-    cuda::rotary_embedding(cuda::Stream(context), a.x, a.cos, a.sin, a.y, a.layout, a.groups);
+    cuda::rotary_embedding(cuda::Stream(context), a.cos, a.sin, cuda::Rotated<T>{a.x, a.y, a.layout, a.groups});
   }
 };
 
