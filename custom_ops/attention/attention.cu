@@ -81,7 +81,7 @@ class Attention : public AttentionNode<T> {
       stream.launch_clusters("Attention's length", has_clusters, attention::cuda::attention_cuda_past<T>, size, size,
                              attention::cuda::kPastThreads, 0, a, past.at<int>(0));
     }
-    a.copies = attends && (has_few_rows(p) || (has_vectors(p) && is_for_hopper() && p.window <= 0));
+    a.copies = attends && writes_present(p);
     if (!a.copies) copy(stream, a);
     if (attends) attend(context, stream, &a);
   }
@@ -131,10 +131,10 @@ class Attention : public AttentionNode<T> {
   // Whether reading the cache is what takes the time, and the kernel for that can do it.
   static bool has_few_rows(const Problem<T>& p) { return has_vectors(p) && p.rows() <= kFewRows; }
 
-  // Whether the kernel looks into the mask of a shared cache by itself, as each of its clusters then does.
+  // Whether the kernel looks into the mask of a shared cache by itself, as each of its clusters or blocks then does.
   static bool finds_length(const Arguments<T>& a) {
     constexpr int64_t kMost = 8 << 10;
-    return sizeof(T) == 2 && has_few_rows(a.problem) && a.problem.batch * a.mask.length <= kMost;
+    return sizeof(T) == 2 && writes_present(a.problem) && a.problem.batch * a.mask.length <= kMost;
   }
 
   static int bytes_of(DType dtype) { return dtype == DType::kInt64 ? 8 : dtype == DType::kInt32 ? 4 : 1; }
@@ -179,8 +179,11 @@ class Attention : public AttentionNode<T> {
            is_aligned(p.q.data) && is_aligned(p.y.data);
   }
 
-  // Whether many rows in vectors go to the kernel for compute capability 9.0.
-  static bool is_for_hopper() { return sizeof(T) == 2 && cuda::has_hopper(); }
+  // Whether many rows go to the kernel for compute capability 9.0.
+  static bool is_for_hopper(const Problem<T>& p) { return sizeof(T) == 2 && has_vectors(p) && cuda::has_hopper(); }
+
+  // Whether the kernel that reads the cache writes present, too.
+  static bool writes_present(const Problem<T>& p) { return has_few_rows(p) || (is_for_hopper(p) && p.window <= 0); }
 
   void attend(const Context& context, const cuda::Stream& stream, Arguments<T>* a) const {
     namespace kernels = attention::cuda;
@@ -212,7 +215,7 @@ class Attention : public AttentionNode<T> {
     }
     if constexpr (sizeof(T) == 2) {
       if (has_vectors(p)) {
-        return is_for_hopper() ? kernels::attend_on_hopper(stream, *a) : attend_with_tensor_cores(stream, *a);
+        return is_for_hopper(p) ? kernels::attend_on_hopper(stream, *a) : attend_with_tensor_cores(stream, *a);
       }
     }
     const auto kernel = kernels::attention_cuda_any_rows<T>;

@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     int keys = 0;
     for (int i = lane; i < slices * kEightWarps; i += kWarp) keys = max(keys, lasts[i] + 1);
     keys = __reduce_max_sync(0xffffffff, keys);
-    past = keys >= fresh && keys <= a.room && (a.bias_keys == 0 || a.bias_keys == keys) ? keys - fresh : -1;
+    past = past_before(a, keys);
   }
   const bool fits = past >= 0;
   __syncthreads();

@@ -8,7 +8,7 @@
 // the tensor cores multiply a tile's weights by its values and the next keys by q, the weights of the next tile are
 // computed; the two warpgroups take turns, so that one computes weights while the other multiplies. Tiles that no row
 // of an item sees are skipped; only tiles on the border of what is visible look at single keys. If asked to, each item
-// writes some of its tiles to present.
+// writes some of its tiles to present. Each block looks for the length of a shared cache in the mask unless it is told.
 //
 // Shared memory, head size 128: q of two items 2 x 32 KiB, keys and values 2 x 64 KiB; q's place takes the results on
 // their way out. Head sizes are multiples of 8 up to kSize; the features up to kSize are zeros. Weights are rounded to
@@ -23,6 +23,7 @@
 
 #include "attention/hopper_items.cuh"
 #include "attention/lane_rows.cuh"
+#include "attention/last_shown.cuh"
 #include "common/early_start.cuh"
 #include "common/hopper.cuh"
 #include "common/tensor_map.h"
@@ -88,7 +89,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   __syncthreads();
   wait_for_previous();
   const Problem<T>& p = a.problem;
-  const int past = past_of(a), keys = past + static_cast<int>(p.fresh);
+  const int past = a.room > 0 && a.past == nullptr ? find_past(a) : past_of(a);
+  const int keys = past + static_cast<int>(p.fresh);
   const int64_t grid = gridDim.x;
   // Blocks take the items there and back, so that who had the longest gets the shortest of the next round.
   const auto item_of = [&](int64_t round) {

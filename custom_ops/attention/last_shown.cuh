@@ -1,5 +1,4 @@
-// Finds how many keys a shared cache has: the last one that the mask [batch, length] shows in any batch. Blocks of a
-// cluster share the entries; the first of them are on their way from the constructor on.
+// Finds how many keys a shared cache has: the last one that the mask [batch, length] shows in any batch.
 #pragma once
 
 #include "attention/arguments.cuh"
@@ -7,7 +6,8 @@
 
 namespace onnxfuse::attention::cuda {
 
-// kDeep: entries of a thread on their way at once.
+// Blocks of a cluster share the entries; the first of them are on their way from the constructor on. kDeep: entries of
+// a thread on their way at once.
 template <int kDeep>
 class LastShown {
  public:
@@ -48,5 +48,23 @@ class LastShown {
   int entries_, at_, step_;
   uint2 values_[kDeep];
 };
+
+// P of a shared cache with so many keys; -1 if these do not fit the buffer, the new keys or the bias.
+template <typename T>
+__device__ inline int past_before(const Arguments<T>& a, int64_t keys) {
+  const bool fits = keys >= a.problem.fresh && keys <= a.room && (a.bias_keys == 0 || a.bias_keys == keys);
+  return fits ? static_cast<int>(keys - a.problem.fresh) : -1;
+}
+
+// The same for all threads of a block without a cluster, which look for the last key together.
+template <typename T>
+__device__ inline int find_past(const Arguments<T>& a) {
+  __shared__ int lasts[kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const int last = __reduce_max_sync(0xffffffff, LastShown<8>(a.mask, static_cast<int>(a.problem.batch)).find());
+  if (lane == 0) lasts[warp] = last;
+  __syncthreads();
+  return past_before(a, __reduce_max_sync(0xffffffff, lane < warps ? lasts[lane] : -1) + 1);
+}
 
 }  // namespace onnxfuse::attention::cuda

@@ -90,10 +90,7 @@ __global__ void __launch_bounds__(kPastThreads) attention_cuda_past(Arguments<T>
   int last = -1;
   for (int i = lane; i < blocks * kWarps; i += kWarp) last = max(last, lasts[i]);
   last = __reduce_max_sync(0xffffffff, last);
-  if (lane > 0) return;
-  const int64_t keys = last + 1;
-  const bool fits = keys >= a.problem.fresh && keys <= a.room && (a.bias_keys == 0 || a.bias_keys == keys);
-  *past = fits ? static_cast<int>(keys - a.problem.fresh) : -1;
+  if (lane == 0) *past = past_before(a, last + 1);
 }
 
 }  // namespace onnxfuse::attention::cuda
