@@ -1,7 +1,8 @@
 // RMSNorm and SkipRMSNorm on raw pointers, see rms_norm.h and skip_rms_norm.h.
 //
-// A block owns a row. Each thread keeps up to kKept vectors of it in registers between the sum and the scaling, so a
-// row of up to 32768 16-bit elements is read once; what is beyond that is read again, from the second-level cache.
+// A block owns a row. Each thread keeps a vector of it in registers between the sum and the scaling, or in long rows
+// up to kMostKept, so a row of up to 32768 16-bit elements is read once; what is beyond that is read again, from the
+// second-level cache.
 // Memory traffic: 2 * sizeof(T) bytes an element, with a skip 4 * sizeof(T).
 #pragma once
 
@@ -10,13 +11,12 @@
 
 namespace onnxfuse::cuda {
 
-inline constexpr int kKept = 4;
+inline constexpr int kMostKept = 4;
 inline constexpr unsigned kNormThreads = 1024;
-inline constexpr int64_t kManyRows = 512;
 
 // kSkip: x + skip is rounded to T, written to total, and normalised in place of x.
-template <typename T, typename W, int kLanes, bool kSkip>
-__global__ void __launch_bounds__(kNormThreads)
+template <typename T, typename W, int kLanes, bool kSkip, int kKept>
+__global__ void __launch_bounds__(kNormThreads, kKept == 1 ? 2 : 1)
     rms_norm_cuda_block_per_row(const T* x, const T* skip, const W* weight, T* y, T* total, int64_t d, float epsilon) {
   const int64_t row = blockIdx.x * d, step = static_cast<int64_t>(blockDim.x) * kLanes;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kLanes;
@@ -82,12 +82,12 @@ void rms_norm_rows(const Stream& stream, const T* x, const T* skip, const W* wei
   if (d == 0) return;
   const bool vectors = d % kLanes<T> == 0 && is_aligned(x) && is_aligned(weight) && is_aligned(y) && is_aligned(skip) &&
                        is_aligned(total);
-  const int64_t lanes = vectors ? kLanes<T> : 1;
-  // Many rows keep the device busy with few threads each, which have more to load at once.
-  const int64_t each = rows >= kManyRows ? kKept : 1;
+  // A vector a thread where that is enough: while some of a multiprocessor's blocks load, others store.
+  const int64_t lanes = vectors ? kLanes<T> : 1, each = d <= kNormThreads * lanes ? 1 : kMostKept;
   const int64_t threads = std::min<int64_t>(kNormThreads, kWarp * divide_up(d, each * lanes * kWarp));
-  const auto kernel =
-      vectors ? rms_norm_cuda_block_per_row<T, W, kLanes<T>, kSkip> : rms_norm_cuda_block_per_row<T, W, 1, kSkip>;
+  const auto kernel = !vectors    ? rms_norm_cuda_block_per_row<T, W, 1, kSkip, kMostKept>
+                      : each == 1 ? rms_norm_cuda_block_per_row<T, W, kLanes<T>, kSkip, 1>
+                                  : rms_norm_cuda_block_per_row<T, W, kLanes<T>, kSkip, kMostKept>;
   stream.launch_early("RMSNorm", kernel, blocks(rows), static_cast<unsigned>(threads), 0, x, skip, weight, y, total, d,
                       epsilon);
 }
