@@ -2,10 +2,11 @@
 // the matrices, once. Compute capability 9.0.
 //
 // As in one_row.cuh a block owns a tile of columns and a slice of K, the blocks of a cluster own the slices of one
-// tile, and what is on its way to shared memory needs no registers. Here the tensor cores multiply: the columns of a
-// matrix are the 16 rows of their A, the rows are the 8 columns of their B. A warp owns 64 columns of the tile and
-// every few'th 16 rows of the slice; it loads what it uses itself, so that warps wait for each other only before and
-// after. Sums are added up in the block, then in the cluster, where each block finishes its share of the columns.
+// tile, what is on its way to shared memory needs no registers, and the next kernel may start once the last loads are
+// on their way. Here the tensor cores multiply: the columns of a matrix are the 16 rows of their A, the rows are the 8
+// columns of their B. A warp owns 64 columns of the tile and every few'th 16 rows of the slice; it loads what it uses
+// itself, so that warps wait for each other only before and after. Sums are added up in the block, then in the cluster,
+// where each block finishes its share of the columns.
 //
 // A block makes its slice of h for itself. What the norm divides by is known to the whole cluster only at the end.
 // Until then rows are divided by the root mean square of their slice, so that rounding h to T neither overflows nor
@@ -118,7 +119,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int begin = first * kEightDepth, padded = (last - first) * kEightDepth, count = min(row.depth - begin, padded);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, across = warp / kAlong, along = warp % kAlong;
 
-  let_next_start();
   enter_cluster();
   if (waits_first) wait_for_previous();
   if (row.norm_weight != nullptr) {
@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       }
     }
     next += kAlong;
+    if (next >= last) let_next_start();
     place = place + 1 < kDeep ? place + 1 : 0;
     commit_copies();
   };
