@@ -22,7 +22,7 @@
 namespace onnxfuse::cuda {
 
 // Of products by kMatrices matrices side by side: vectors of a tile, threads, vectors that a thread has on their way.
-// One matrix gets a smaller ring: slices are rounded up to whole rings, which takes long where they are short.
+// One matrix is read quicker through a smaller ring.
 template <int kMatrices_, int kTile_>
 struct OneRowShape {
   static constexpr int kMatrices = kMatrices_, kTile = kTile_, kThreads = kMatrices == 1 ? 512 : 384;
@@ -147,16 +147,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 2) one_row_cuda(Row<T, A> row
   for (int u = 0; u < kDeep - 1; ++u) load_next(u);
   if (!waits_first) wait_for_previous();
 
-  const int rounds = (count + kDeep * kRows - 1) / (kDeep * kRows);
-  float squares = make_row<kThreads>(row, begin, count, rounds * kDeep * kRows, row.sum != nullptr && tile == 0, h);
+  const int steps = (count + kRows - 1) / kRows;
+  float squares = make_row<kThreads>(row, begin, count, steps * kRows, row.sum != nullptr && tile == 0, h);
   if (row.norm_weight != nullptr) squares = block_sum(squares);
   __syncthreads();
   float sums[kMatrices][kN] = {};
   const float* factors = h + own_row;
-  for (int round = 0; round < rounds; ++round, factors += kDeep * kRows) {
-    if (round == rounds - 1) let_next_start();
+  for (int done = 0; done < steps; done += kDeep, factors += kDeep * kRows) {
+    if (done + kDeep >= steps) let_next_start();
 #pragma unroll
     for (int u = 0; u < kDeep; ++u) {
+      if (done + u >= steps) break;
       wait_for_copies<kDeep - 2>();
       const float factor = factors[u * kRows];
       uint4 vectors[kMatrices];
@@ -228,8 +229,7 @@ template <class Shape, typename W, typename T, typename A, class Columns>
 void one_row_of(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
   const int64_t tiles = divide_up(columns.vectors, Shape::kTile), slices = one_row_slices(tiles, row.depth);
   const int64_t gathered = slices * (Shape::kMatrices * Shape::kTile * kLanes<W> + 1);
-  const int64_t rows =
-      divide_up(divide_up(row.depth, slices), Shape::kDeep * Shape::kRows) * Shape::kDeep * Shape::kRows;
+  const int64_t rows = divide_up(divide_up(row.depth, slices), Shape::kRows) * Shape::kRows;
   int64_t bytes = Shape::kRing + (gathered + rows) * static_cast<int64_t>(sizeof(float));
   // Where there is one wave, no block shares a multiprocessor with another one.
   if (tiles <= clusters_at_once(1)) bytes = std::max<int64_t>(bytes, kBytesAlone);
