@@ -76,6 +76,15 @@ struct Arguments {
   Rotary rotary;
 };
 
+// Calls body(the least of these sizes that holds a head of `size` features); kernels are compiled for each of them.
+template <int kSize, int... kLarger, class Body>
+void for_head_size(int64_t size, const Body& body) {
+  if constexpr (sizeof...(kLarger) > 0) {
+    if (size > kSize) return for_head_size<kLarger...>(size, body);
+  }
+  body(std::integral_constant<int, kSize>{});
+}
+
 template <typename T>
 __device__ inline T* row_of(const Rows<T>& rows, int64_t b, int64_t h, int64_t r) {
   return rows.data + b * rows.batch + h * rows.head + r * rows.row;

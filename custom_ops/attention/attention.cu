@@ -229,21 +229,14 @@ class Attention : public AttentionNode<T> {
     namespace kernels = attention::cuda;
     const Problem<T>& p = a.problem;
     const int64_t size = std::max(p.key.size, p.value.size);
-    const auto launch = [&](auto most) {
+    kernels::for_head_size<64, 128, 256>(size, [&](auto most) {
       constexpr int kSize = decltype(most)::value;
       const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows<kSize>)), plane(p.kv_heads), plane(p.batch));
       const auto kernel = kernels::has_plain_scores(p) ? kernels::attention_cuda_many_rows<T, kSize, true>
                                                        : kernels::attention_cuda_many_rows<T, kSize, false>;
       stream.launch("Attention", kernel, grid, kernels::kManyThreads,
                     static_cast<size_t>(kernels::many_rows_bytes<T, kSize>()), a);
-    };
-    if (size <= 64) {
-      launch(std::integral_constant<int, 64>{});
-    } else if (size <= 128) {
-      launch(std::integral_constant<int, 128>{});
-    } else {
-      launch(std::integral_constant<int, 256>{});
-    }
+    });
   }
 
   // Cuts the keys into as many parts as keep the device busy, calls launch(grid), and adds up the parts.

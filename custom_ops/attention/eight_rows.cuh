@@ -18,7 +18,7 @@
 
 #include "attention/eight_rows.h"
 #include "attention/key_tile.cuh"
-#include "attention/last_shown.cuh"
+#include "attention/past_search.cuh"
 
 namespace onnxfuse::attention::cuda {
 
@@ -87,9 +87,10 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   constexpr int kSets = kSize / 32, kGroups = kSize / 64;  // vectors of a lane's key, and of its value
   // What is staged, later partial results of the warps: [warps][count][2 + Dv]; then those of the slices.
   extern __shared__ __align__(128) unsigned char bytes[];
-  __shared__ int lasts[onnxfuse::cuda::kMostClusterBlocks * kEightWarps];
+  using Search = PastSearch<kEightWarps, 4>;
+  __shared__ typename Search::Mailbox mailbox;
   __shared__ uint4 query[kSets][kWarp], rotated[2][kSets][kWarp];
-  __shared__ uint64_t has_lasts, has_partials;
+  __shared__ uint64_t has_partials;
   const Problem<T>& p = a.problem;
   const int slices = shape.slices, group = shape.group, rows = shape.rows, parts = a.parts.count;
   const int head = blockIdx.y, b = blockIdx.z, slice = cluster_rank();
@@ -105,21 +106,20 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const bool rotates = a.rotary.cos != nullptr;
   const auto query_of = [&](int row) { return rows == group ? 0 : row / group; };
-  const Mail lasts_mail(&has_lasts), partials_mail(&has_partials);
+  const Mail partials_mail(&has_partials);
+  Search search(&mailbox);
   const bool searches = a.room > 0 && a.past == nullptr;
-  if (threadIdx.x == 0) {
-    if (searches) lasts_mail.expect(slices * kEightWarps * sizeof(int));
-    if (slice == 0) partials_mail.expect(slices * step * sizeof(float));
-  }
+  if (searches) search.expect();
+  if (slice == 0 && threadIdx.x == 0) partials_mail.expect(slices * step * sizeof(float));
   enter_cluster();
 
   const HeadRows<T> all_keys(p.key, 0, b, head), all_values(p.value, 0, b, head);
   const int fresh_tiles = (fresh + kTileKeys - 1) / kTileKeys, workers = slices * parts * kEightWarps;
   // The length of a shared cache is not yet known; there are at most so many keys before the new ones.
-  int past = a.room > 0 ? static_cast<int>(min(a.room, a.mask.length)) - fresh : static_cast<int>(p.past);
+  const int most = a.room > 0 ? static_cast<int>(min(a.room, a.mask.length)) - fresh : static_cast<int>(p.past);
   int n = (part * slices + slice) * kEightWarps + warp;
   if (n >= fresh_tiles) {
-    const KeyTile tile(n, fresh_tiles, fresh, past);
+    const KeyTile tile(n, fresh_tiles, fresh, most);
     if (lane < tile.count) {
       const int64_t row = tile.at + lane;
       prefetch(all_keys.past + row * all_keys.past_row, key_size * sizeof(T));
@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   }
   wait_for_previous();
   let_next_start();
+  const int known = past_of(a);  // unless this kernel searches
 
   // Of a product's 8 x 4 lanes, g is the row, the key or the vector of a value, and t the vector of a query or key, or
   // the pair of values.
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   };
 
   // What is small is on its way first: the mask to registers, the rest to shared memory.
-  LastShown<4> search(searches ? a.mask : Mask{nullptr, 1, 0}, static_cast<int>(p.batch));
+  if (searches) search.begin(a.mask, static_cast<int>(p.batch));
   // New keys that have to be rotated are one tile, of the first slice.
   const bool stages_keys = rotates && slice + part == 0;
   for (int i = threadIdx.x; i < (stages_keys ? kEightRows + fresh : kEightRows) * (kSize / 8); i += kEightThreads) {
@@ -186,16 +187,13 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     }
   }
 
-  if (n < fresh_tiles + (past + kTileKeys - 1) / kTileKeys && past >= 0) {
-    const KeyTile tile(n, fresh_tiles, fresh, past);
+  if (n < fresh_tiles + (most + kTileKeys - 1) / kTileKeys && most >= 0) {
+    const KeyTile tile(n, fresh_tiles, fresh, most);
     fetch_keys(tile);
     fetch_values(tile);
   }
   wait_for_cluster();
-  if (searches) {
-    const int last = __reduce_max_sync(0xffffffff, search.find());
-    if (lane < slices) lasts_mail.send(lane, &lasts[slice * kEightWarps + warp], last);
-  }
+  if (searches) search.send();
   onnxfuse::cuda::commit_copies();
   onnxfuse::cuda::wait_for_copies<0>();
   __syncthreads();
@@ -213,14 +211,7 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
       rotated[eight][i % kSets][lane] = vector;
     }
   }
-  if (a.room > 0 && !searches) past = *a.past;
-  if (searches) {
-    lasts_mail.wait();
-    int keys = 0;
-    for (int i = lane; i < slices * kEightWarps; i += kWarp) keys = max(keys, lasts[i] + 1);
-    keys = __reduce_max_sync(0xffffffff, keys);
-    past = past_before(a, keys);
-  }
+  const int past = searches ? search.past(a) : known;
   const bool fits = past >= 0;
   __syncthreads();
   if (n < fresh_tiles && fits) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "attention/eight_rows.cuh"
 
@@ -17,7 +16,7 @@ void launch_eight_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>&
   const int64_t keys = a.room > 0 ? std::min(a.room, a.mask.length) : p.keys();
   const int count = static_cast<int>(std::min<int64_t>(p.rows(), kEightRows));
   const bool is_plain = p.softcap <= 0 && p.bias.single == nullptr && p.bias.narrow == nullptr;
-  const auto launch = [&](auto most) {
+  for_head_size<64, 128, 256>(std::max(p.key.size, p.value.size), [&](auto most) {
     constexpr int kSize = decltype(most)::value;
     EightRows shape{1, static_cast<int>(p.group()), static_cast<int>(p.rows())};
     const int64_t room = kEightBlocks<kSize> * device_attribute(cudaDevAttrMultiProcessorCount);
@@ -34,15 +33,7 @@ void launch_eight_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>&
                             : attention_cuda_eight_rows<T, kSize, false>;
     stream.launch_clusters("Attention", has_clusters, kernel, grid, static_cast<unsigned>(shape.slices), kEightThreads,
                            static_cast<size_t>(bytes), a, shape);
-  };
-  const int64_t size = std::max(p.key.size, p.value.size);
-  if (size <= 64) {
-    launch(std::integral_constant<int, 64>{});
-  } else if (size <= 128) {
-    launch(std::integral_constant<int, 128>{});
-  } else {
-    launch(std::integral_constant<int, 256>{});
-  }
+  });
 }
 
 }  // namespace onnxfuse::attention::cuda

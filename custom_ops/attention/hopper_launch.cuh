@@ -37,17 +37,10 @@ void launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
                         static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
   };
   const int64_t size = std::max(p.key.size, p.value.size);
-  if (!has_plain_scores(p)) {
-    size <= 128 ? launch(std::integral_constant<int, 128>{}, std::false_type{})
-                : launch(std::integral_constant<int, 256>{}, std::false_type{});
-  } else if (size <= 64) {
-    launch(std::integral_constant<int, 64>{}, std::true_type{});
-  } else if (size <= 96) {
-    launch(std::integral_constant<int, 96>{}, std::true_type{});
-  } else if (size <= 128) {
-    launch(std::integral_constant<int, 128>{}, std::true_type{});
+  if (has_plain_scores(p)) {
+    for_head_size<64, 96, 128, 256>(size, [&](auto most) { launch(most, std::true_type{}); });
   } else {
-    launch(std::integral_constant<int, 256>{}, std::true_type{});
+    for_head_size<128, 256>(size, [&](auto most) { launch(most, std::false_type{}); });
   }
 }
 

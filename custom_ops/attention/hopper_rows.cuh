@@ -23,7 +23,7 @@
 
 #include "attention/hopper_items.cuh"
 #include "attention/lane_rows.cuh"
-#include "attention/last_shown.cuh"
+#include "attention/past_search.cuh"
 #include "common/early_start.cuh"
 #include "common/hopper.cuh"
 #include "common/tensor_map.h"
@@ -89,7 +89,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   __syncthreads();
   wait_for_previous();
   const Problem<T>& p = a.problem;
-  const int past = a.room > 0 && a.past == nullptr ? find_past(a) : past_of(a);
+  using Search = PastSearch<kHopperThreads / kWarp, 8, 1>;
+  __shared__ typename Search::Mailbox mailbox;
+  const int past = a.room > 0 && a.past == nullptr ? Search(&mailbox).find_alone(a) : past_of(a);
   const int keys = past + static_cast<int>(p.fresh);
   const int64_t grid = gridDim.x;
   // Blocks take the items there and back, so that who had the longest gets the shortest of the next round.

@@ -1,7 +1,7 @@
 // What goes with the products: the length of the cache, adding up the parts of a row, and writing the cache.
 #pragma once
 
-#include "attention/last_shown.cuh"
+#include "attention/past_search.cuh"
 #include "common/early_start.cuh"
 
 namespace onnxfuse::attention::cuda {
@@ -68,29 +68,21 @@ __global__ void __launch_bounds__(kCopyThreads) attention_cuda_copy(Arguments<T>
   *reinterpret_cast<Unit*>(row_of(cache.present, b, head, row) + at) = *reinterpret_cast<const Unit*>(from);
 }
 
-// Finds P of a shared cache: the last key that the mask shows in any batch is the last of the new ones. One cluster.
+// Finds P of a shared cache for the kernels that do not search themselves. One cluster.
 template <typename T>
 __global__ void __launch_bounds__(kPastThreads) attention_cuda_past(Arguments<T> a, int* past) {
-  constexpr int kWarps = kPastThreads / kWarp, kDeep = 8;
-  __shared__ int lasts[onnxfuse::cuda::kMostClusterBlocks * kWarps];
-  __shared__ uint64_t has_lasts;
-  const int blocks = onnxfuse::cuda::cluster_size(), block = onnxfuse::cuda::cluster_rank();
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const onnxfuse::cuda::Mail mail(&has_lasts);
+  using Search = PastSearch<kPastThreads / kWarp, 8>;
+  __shared__ typename Search::Mailbox mailbox;
+  Search search(&mailbox);
   onnxfuse::cuda::let_next_start();
-  if (threadIdx.x == 0 && block == 0) mail.expect(blocks * kWarps * sizeof(int));
+  search.expect();
   onnxfuse::cuda::enter_cluster();
   onnxfuse::cuda::wait_for_previous();
-  const int found = __reduce_max_sync(0xffffffff, LastShown<kDeep>(a.mask, static_cast<int>(a.problem.batch)).find());
+  search.begin(a.mask, static_cast<int>(a.problem.batch));
   onnxfuse::cuda::wait_for_cluster();
-  if (lane == 0) mail.send(0, &lasts[block * kWarps + warp], found);
-  if (block > 0) return;
-  mail.wait();
-  if (warp > 0) return;
-  int last = -1;
-  for (int i = lane; i < blocks * kWarps; i += kWarp) last = max(last, lasts[i]);
-  last = __reduce_max_sync(0xffffffff, last);
-  if (lane == 0) *past = past_before(a, last + 1);
+  search.send();
+  const int found = search.past(a);
+  if (onnxfuse::cuda::cluster_rank() == 0 && threadIdx.x == 0) *past = found;
 }
 
 }  // namespace onnxfuse::attention::cuda

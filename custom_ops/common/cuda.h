@@ -34,6 +34,20 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// What find() says of the device that runs the calling thread's kernels. It is asked once, until that is another one.
+template <class Find>
+const auto& of_current_device(const Find& find) {
+  thread_local int known_device = -1;
+  thread_local decltype(find()) known{};
+  int device = 0;
+  check(cudaGetDevice(&device), "the current device");
+  if (device != known_device) {
+    known = find();
+    known_device = device;
+  }
+  return known;
+}
+
 // Whether kernels, as compiled for the current device, can wait for those before them, see early_start.cuh.
 bool can_start_early();
 

@@ -1,3 +1,5 @@
+#include <array>
+
 #include "common/cuda.h"
 
 namespace onnxfuse::cuda {
@@ -9,26 +11,17 @@ __global__ void any_kernel() {}
 }  // namespace
 
 bool can_start_early() {
-  int device = 0;
-  check(cudaGetDevice(&device), "the current device");
-  thread_local int known_device = -1;
-  thread_local bool can = false;
-  if (device != known_device) {
+  return of_current_device([] {
     cudaFuncAttributes attributes;
     check(cudaFuncGetAttributes(&attributes, any_kernel), "the attributes of a kernel");
     // Code for 8.0 that a newer device compiled for itself does not wait.
-    can = attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
-    known_device = device;
-  }
-  return can;
+    return attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+  });
 }
 
 int clusters_at_once(int size) {
-  int device = 0;
-  check(cudaGetDevice(&device), "the current device");
-  thread_local int known_device = -1;
-  thread_local int known[kMostClusterBlocks + 1];
-  if (device != known_device) {
+  return of_current_device([] {
+    std::array<int, kMostClusterBlocks + 1> counts{};
     check(cudaFuncSetAttribute(any_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytesAlone), "a kernel");
     for (int s = 1; s <= kMostClusterBlocks; ++s) {
       cudaLaunchAttribute cluster{};
@@ -41,11 +34,10 @@ int clusters_at_once(int size) {
       config.dynamicSmemBytes = kBytesAlone;
       config.attrs = &cluster;
       config.numAttrs = 1;
-      check(cudaOccupancyMaxActiveClusters(&known[s], any_kernel, &config), "how many clusters run at once");
+      check(cudaOccupancyMaxActiveClusters(&counts[s], any_kernel, &config), "how many clusters run at once");
     }
-    known_device = device;
-  }
-  return known[size];
+    return counts;
+  })[size];
 }
 
 }  // namespace onnxfuse::cuda

@@ -275,7 +275,7 @@ int64_t eight_rows_bytes(const Row<T, T>& row, int64_t slices) {
   return Shape::kRing + (floats + kEightRows) * 4 + pitch * (kEightRows * 2 + of_norm);
 }
 
-// `constant` says whether the matrices and the weights of the norm are the same in every run.
+// `constant` says whether the matrices are the same in every run.
 template <class Shape, typename T, class Columns>
 void launch_eight_rows(const Stream& stream, const char* name, const Row<T, T>& row, int64_t rows,
                        const Columns& columns, bool constant) {
@@ -286,7 +286,7 @@ void launch_eight_rows(const Stream& stream, const char* name, const Row<T, T>& 
   const int64_t bytes = std::max<int64_t>(eight_rows_bytes<Shape>(row, slices), kBytesAlone);
   stream.launch_clusters(name, true, eight_rows_cuda<Shape, T, Columns>, blocks(tiles * slices),
                          static_cast<unsigned>(slices), Shape::kThreads, static_cast<size_t>(bytes), row,
-                         static_cast<int>(rows), columns, !constant);
+                         static_cast<int>(rows), columns, !(constant && row.has_constants));
 }
 
 template <int kMatrices>

@@ -15,17 +15,11 @@ __global__ void hopper_cuda_probe() {
 }  // namespace
 
 bool has_hopper() {
-  int device = 0;
-  check(cudaGetDevice(&device), "the current device");
-  thread_local int known_device = -1;
-  thread_local bool has = false;
-  if (device != known_device) {
+  return of_current_device([] {
     cudaFuncAttributes attributes{};
     check(cudaFuncGetAttributes(&attributes, hopper_cuda_probe), "the attributes of a kernel");
-    has = attributes.sharedSizeBytes > 0;
-    known_device = device;
-  }
-  return has;
+    return attributes.sharedSizeBytes > 0;
+  });
 }
 
 }  // namespace onnxfuse::cuda

@@ -40,16 +40,18 @@ struct Row {
   const void* norm_weight = nullptr;  // null: no norm
   bool norm_is_wide = false;          // its dtype is float32, not T
   float epsilon = 0;
+  bool has_constants = true;  // the weights of the norm are the same in every run
 
   Row(const A* x, int64_t depth) : x(x), depth(static_cast<int>(depth)) {}
 
   // What is done to x before the product, as the nodes say it.
-  void enters(const T* skip_, T* sum_, const AnyTensor& norm_weight_, float epsilon_) {
+  void enters(const T* skip_, T* sum_, const AnyTensor& norm_weight_, bool constant_norm, float epsilon_) {
     skip = skip_;
     sum = sum_;
     norm_weight = norm_weight_.data;
     norm_is_wide = norm_weight_.dtype == DType::kFloat32;
     epsilon = epsilon_;
+    has_constants = constant_norm || !norm_weight_.present;
   }
 };
 

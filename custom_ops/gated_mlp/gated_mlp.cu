@@ -42,7 +42,7 @@ class GatedMLP : public GatedMLPNode<T> {
     const bool weights_have_vectors = has_vectors<T>(a.gate) && has_vectors<T>(a.up) && has_vectors<T>(a.down);
     if (a.rows <= cuda::kEightRows && weights_have_vectors) {
       cuda::Row<T, T> row(a.x, a.width);
-      row.enters(a.skip, a.sum, a.norm_weight, this->epsilon_);
+      row.enters(a.skip, a.sum, a.norm_weight, constant_norm_, this->epsilon_);
       if (a.rows == 1 && cuda::fits_one_row(a.width) && cuda::fits_one_row(a.gate.columns)) {
         return run_on_few_rows<float>(context, a, row, [&](const auto& in, const auto& columns, bool constant) {
           cuda::one_row<T>(stream, kName, in, columns, constant);
@@ -109,7 +109,7 @@ class GatedMLP : public GatedMLPNode<T> {
     run(a, hidden.at<Hidden>(0), [&](auto gated, const auto& product) {
       const mlp::cuda::Columns<decltype(gated)::value, std::decay_t<decltype(product)>> columns(product);
       if constexpr (decltype(gated)::value) {
-        multiply(row, columns, constant_gates_ && (constant_norm_ || !a.norm_weight.present));
+        multiply(row, columns, constant_gates_);
       } else {
         multiply(between, columns, constant_down_);
       }

@@ -37,7 +37,7 @@ class Linear : public LinearNode<T> {
     const cuda::Stream stream(context);
     if (a.rows <= cuda::kEightRows && can_share_a_launch(a)) {
       cuda::Row<T, T> row(a.x, a.depth);
-      row.enters(a.skip, a.sum, a.norm_weight, this->epsilon_);
+      row.enters(a.skip, a.sum, a.norm_weight, constant_norm_, this->epsilon_);
       if (a.rows == 1 && cuda::fits_one_row(a.depth)) {
         return with_weights_of(a.products[0].weight, [&](auto w) {
           cuda::one_row<decltype(w)>(stream, kName, row, all_columns<decltype(w)>(a), has_constants(a));
@@ -45,8 +45,7 @@ class Linear : public LinearNode<T> {
       }
       if constexpr (sizeof(T) == 2) {
         if (cuda::fits_eight_rows<1>(row)) {
-          const bool constant = has_constants(a) && (constant_norm_ || !a.norm_weight.present);
-          return cuda::eight_rows(stream, kName, row, a.rows, all_columns<T>(a), constant);
+          return cuda::eight_rows(stream, kName, row, a.rows, all_columns<T>(a), has_constants(a));
         }
       }
     }
