@@ -222,6 +222,9 @@ def cases() -> Iterator[Case]:
         yield shared(batch=1, length=900, room=1000, new=1, size=128, window=100, rotary=Rotary(128), **few)
         yield shared(batch=2, length=70, room=90, new=1, mask="blind", size=64, **few)
         yield shared(batch=9, length=2000, room=2048, new=1, mask="left", size=64, heads=(4, 1), dtype=dtype)
+        for batch, kv, size in ((8, 8, 64), (5, 20, 128)):  # numbers of blocks of a head that are no power of two
+            more = {"heads": (2 * kv, kv), "size": size, "dtype": dtype, "rotary": Rotary(size)}
+            yield shared(batch=batch, length=590, room=640, new=1, mask="left", **more)
         yield shared(batch=1, length=40, room=64, new=16, size=32, heads=(2, 2), dtype=dtype, rotary=Rotary(32))
     for past in (0, 15, 16, 17, 63, 64, 511, 512, 513, 1024):
         yield case(new=1, past=past, heads=(2, 2), size=128, dtype="float16")

@@ -26,7 +26,9 @@ inline constexpr int kEightThreads = 128, kEightWarps = kEightThreads / kWarp;
 
 // Blocks that share a multiprocessor and its registers.
 template <int kSize>
-inline constexpr int kEightBlocks = kSize <= 128 ? 3 : 2;
+inline constexpr int kEightBlocks = kSize <= 64    ? 4
+                                    : kSize <= 128 ? 3
+                                                   : 2;
 
 // How the work is shared out.
 struct EightRows {

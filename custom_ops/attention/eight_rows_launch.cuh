@@ -9,7 +9,6 @@ namespace onnxfuse::attention::cuda {
 
 template <typename T>
 void launch_eight_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>& a) {
-  using onnxfuse::cuda::device_attribute;
   const Problem<T>& p = a.problem;
   const bool has_clusters = onnxfuse::cuda::can_start_early();
   const int64_t row_tiles = divide_up(p.rows(), kEightRows), units = p.batch * p.kv_heads * row_tiles;
@@ -19,10 +18,10 @@ void launch_eight_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>&
   for_head_size<64, 128, 256>(std::max(p.key.size, p.value.size), [&](auto most) {
     constexpr int kSize = decltype(most)::value;
     EightRows shape{1, static_cast<int>(p.group()), static_cast<int>(p.rows())};
-    const int64_t room = kEightBlocks<kSize> * device_attribute(cudaDevAttrMultiProcessorCount);
-    while (has_clusters && shape.slices < onnxfuse::cuda::kMostClusterBlocks && 2 * shape.slices * units <= room &&
-           shape.slices * kEightWarps * kTileKeys < keys) {
-      shape.slices *= 2;
+    // As many as run at once, and have a tile for each warp.
+    const int64_t useful = divide_up(keys, kEightWarps * kTileKeys);
+    for (int s = 2; has_clusters && s <= std::min<int64_t>(useful, onnxfuse::cuda::kMostClusterBlocks); ++s) {
+      if (units <= onnxfuse::cuda::clusters_at_once(s, kEightBlocks<kSize>)) shape.slices = s;
     }
     const int value_size = static_cast<int>(p.value.size);
     const int bytes = first_bytes<T, kSize>(count, value_size) + shape.slices * partial_bytes(count, value_size);

@@ -56,9 +56,9 @@ inline constexpr int kMostClusterBlocks = 8;  // of a cluster that every device 
 // Shared memory of which a multiprocessor of compute capability 9.0 has less than twice as much.
 inline constexpr int kBytesAlone = 116 << 10;
 
-// How many clusters of `size` blocks run on the current device at once if each block has a multiprocessor for itself.
-// Only where kernels can start early.
-int clusters_at_once(int size);
+// How many clusters of `size` blocks run on the current device at once if up to `sharing` blocks, at most four, share a
+// multiprocessor. Only where kernels can start early.
+int clusters_at_once(int size, int sharing = 1);
 
 // Whether the current device is of compute capability 9.0 and the build holds code for 9.0a, see hopper.cuh.
 bool has_hopper();
