@@ -2,11 +2,13 @@
 
     python examples/benchmarks/cpu_grid.py results.jsonl --folder models                  # all of it: hours
     python examples/benchmarks/cpu_grid.py results.jsonl --folder models --dims small,1b --batch 1 --threads 2
+    python examples/benchmarks/cpu_grid.py results.jsonl --folder models --most-gflop 1000 --most-cache 1000
 
-A point is run as in cpu_peers.py: the export and both models of onnxfuse (separate and shared cache) in turns.
-Each is a line of the results file as soon as it is known, and a point that has one is not run again. Those beyond
---most-gflop or --most-cache (MB a copy of the cache) are left out. At the end the file is summed up: a ratio of medians
-above 1 is a point at which the rewritten model is slower.
+A point is run as in cpu_peers.py: the export and both models of onnxfuse (separate and shared cache) in turns, three
+times, and up to --repeats times while one of the two is not well below the export: what disturbs a few runs must not
+decide. Each point is a line of the results file as soon as it is known, those with the least arithmetic first, and a
+point that has one is not run again. Those beyond --most-gflop or --most-cache (MB a copy of the cache) are left out.
+At the end the file is summed up: a ratio of medians above 1 is a point at which the rewritten model is slower.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cpu_models import EXPORTED, Sizes
-from cpu_peers import InOnnxRuntime, measured, numbers, runners, session
+from cpu_peers import InOnnxRuntime, Times, measured, numbers, runners, session
 from point import Point
 
 DIMS = {
@@ -28,6 +30,7 @@ DIMS = {
     "small": {"hidden": 768, "intermediate": 2048, "heads": 12, "kv_heads": 12},
 }
 OURS = ("onnxfuse", "onnxfuse shared")
+WELL_BELOW = 0.9  # of the export's median
 
 
 def sizes_of(dims: str, dtype: str) -> Sizes:
@@ -46,6 +49,12 @@ def cache_megabytes(point: Point, sizes: Sizes) -> float:
     return 2e-6 * sizes.layers * sizes.kv_heads * sizes.head * rows * element
 
 
+def settled(times: dict[str, Times]) -> bool:
+    """Whether a few runs tell that the rewritten models are quicker."""
+    medians = {name: t.median for name, t in times.items() if t.seconds}
+    return all(medians[name] < WELL_BELOW * medians.get(EXPORTED, 0) for name in OURS if name in medians)
+
+
 def read(path: Path) -> Iterator[dict]:
     if path.exists():
         yield from map(json.loads, path.read_text().splitlines())
@@ -62,13 +71,14 @@ def run(options: argparse.Namespace, dims: str, dtype: str, folder: Path) -> Non
     points = [
         p for p in points if gflop(p, sizes) <= options.most_gflop and cache_megabytes(p, sizes) <= options.most_cache
     ]
+    points.sort(key=lambda p: (gflop(p, sizes), cache_megabytes(p, sizes)))
     for threads in options.threads:
         left = [p for p in points if (dims, dtype, threads, p.prompt, p.past, p.batch) not in done]
         if not left:
             continue
         ready: dict[str, InOnnxRuntime] = runners([EXPORTED, *OURS], sizes, folder, threads)
         for point in left:
-            times = measured(point, ready, sizes, options.repeats, options.seconds)
+            times = measured(point, ready, sizes, options.repeats, options.seconds, settled)
             result = {"dims": dims, "dtype": dtype, "threads": threads, **vars(point)}
             for name, t in times.items():
                 result[name] = t.fails or [round(1e3 * part, 3) for part in (t.median, min(t.seconds))]
@@ -110,8 +120,8 @@ def main() -> None:
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16])
     parser.add_argument("--most-gflop", type=float, default=float("inf"))
     parser.add_argument("--most-cache", type=float, default=float("inf"))
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=20, help="a point, after which 3 runs are enough")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of a doubtful point (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="a point, after which 3 are enough (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where models are kept and found again (default: nowhere)")
     options = parser.parse_args()
     for dims in options.dims.split(","):

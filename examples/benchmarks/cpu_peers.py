@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,8 +184,18 @@ def bytes_read(point: Point, sizes: Sizes, weight_bytes: float) -> float:
     return sizes.matrix_elements * weight_bytes + cache
 
 
-def measured(point: Point, runners: dict, sizes: Sizes, repeats: int, seconds: float) -> dict[str, Times]:
-    """All models at `point` in turns, the first of a round being another one each time."""
+def measured(
+    point: Point,
+    runners: dict,
+    sizes: Sizes,
+    repeats: int,
+    seconds: float,
+    settled: Callable[[dict[str, Times]], bool] = lambda times: False,
+) -> dict[str, Times]:
+    """All models at `point` in turns, the first of a round being another one each time.
+
+    After three rounds it ends as soon as `seconds` have passed or the times are `settled`.
+    """
     feed, times, steps, logits = feed_of(point, sizes), {name: Times() for name in runners}, {}, None
     for name, runner in runners.items():
         try:
@@ -204,7 +215,7 @@ def measured(point: Point, runners: dict, sizes: Sizes, repeats: int, seconds: f
             begin = time.perf_counter()
             steps[name]()
             times[name].seconds.append(time.perf_counter() - begin)
-        if turn >= 2 and time.perf_counter() - start > seconds:
+        if turn >= 2 and (time.perf_counter() - start > seconds or settled(times)):
             break
     return times
 
