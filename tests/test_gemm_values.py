@@ -98,11 +98,12 @@ def test_the_largest_and_the_smallest_activations_beside_int8_weights(rows: int)
         alone = np.zeros_like(x)
         alone[:, i] = x[:, i] * size
         alone = alone.reshape(rows, 192)
-        wanted = alone.astype(np.float64) @ int8.matrix(numbers, scales)
-        # Beside subnormal numbers, which AMX takes for zeros, nothing is exact.
-        np.testing.assert_allclose(
-            product(alone, numbers, scales), wanted, rtol=0, atol=2.0**-15 * max(size, 2.0**-110)
-        )
+        matrix, wide = int8.matrix(numbers, scales), alone.astype(np.float64)
+        # Beside subnormal numbers, which AMX takes for zeros, nothing is exact. For many rows it rounds the weights.
+        tolerance = 2.0**-15 * max(size, 2.0**-110)
+        if rows > 32:
+            tolerance = tolerance + 2.0**-9 * np.abs(wide) @ np.abs(matrix)
+        assert (np.abs(product(alone, numbers, scales) - wide @ matrix) <= tolerance).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 40])

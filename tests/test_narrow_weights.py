@@ -64,11 +64,16 @@ def optimized(model: onnx.ModelProto, weights: str = "bf16", **options) -> onnxf
     return onnxfuse.optimize(model, weights=weights, **options)
 
 
-def check(model: ir.Model, feed: dict[str, np.ndarray], *wanted: np.ndarray) -> None:
-    """With the kernels and as function bodies: sums of 64 products near 1, activations of 15 bits at least."""
+def check(model: ir.Model, feed: dict[str, np.ndarray], *wanted: np.ndarray, bits: int = 15) -> None:
+    """With the kernels and as function bodies: sums of 64 products near 1 of numbers that have `bits` bits at least."""
     for ops in (None, []):
         for found, want in zip(onnxfuse.session(model, ops=ops).run(None, feed), wanted, strict=True):
-            np.testing.assert_allclose(found, want, rtol=0, atol=2.0**-14 * max(1, np.abs(want).max()))
+            np.testing.assert_allclose(found, want, rtol=0, atol=2.0 ** (1 - bits) * max(1, np.abs(want).max()))
+
+
+def int8_bits(x: np.ndarray) -> int:
+    """Bits that products by int8 weights are exact to: for more than 32 rows AMX rounds the weights."""
+    return 15 if x.size // x.shape[-1] <= 32 else 9
 
 
 def activations(rows: int = 5, columns: int = 64) -> np.ndarray:
@@ -96,7 +101,7 @@ def test_a_matrix_in_int8(rows: int) -> None:
     assert dtypes(model) == {"w/int8": "INT8", "w/int8/scale": "BFLOAT16"}
     assert [list(value.shape) for value in model.graph.initializers.values()] == [[3, 16, 32, 4], [3, 2, 32]]
     x = activations(rows)
-    check(model, {"x": x}, x @ in_int8(w))
+    check(model, {"x": x}, x @ in_int8(w), bits=int8_bits(x))
 
 
 @pytest.mark.parametrize(("depth", "columns"), [(64, 40), (40, 64), (33, 7)])
@@ -278,7 +283,7 @@ def test_a_gated_mlp_in_int8(rows: int) -> None:
     assert operators(model) == ["GatedMLP"]
     assert sorted(dtypes(model).values()) == ["BFLOAT16"] * 3 + ["INT8"] * 3
     x = activations(rows)
-    check(model, {"x": x}, mlp_of(x, *map(in_int8, arrays.values())))
+    check(model, {"x": x}, mlp_of(x, *map(in_int8, arrays.values())), bits=int8_bits(x))
 
 
 def test_what_is_narrow_already_stays() -> None:
@@ -296,7 +301,7 @@ def test_a_model_that_was_packed_before_becomes_int8() -> None:
     model = optimized(ir.to_proto(fused), "int8").model
     assert sorted(dtypes(model).values()) == ["BFLOAT16"] * 3 + ["INT8"] * 3
     x = activations()
-    check(model, {"x": x}, mlp_of(x, *map(in_int8, arrays.values())))
+    check(model, {"x": x}, mlp_of(x, *map(in_int8, arrays.values())), bits=int8_bits(x))
 
 
 def test_gate_and_up_keep_one_dtype() -> None:
@@ -339,7 +344,8 @@ def test_a_model_that_computes_in_16_bits_in_int8(dtype: str, rows: int) -> None
     half = float(ml_dtypes.finfo(KINDS[dtype]).eps) / 2
     for ops in (None, []):
         (found,) = onnxfuse.session(model, ops=ops).run(None, {"x": x})
-        np.testing.assert_allclose(found, wanted, rtol=half, atol=2.0**-14 * max(1, np.abs(wanted).max()))
+        tolerance = 2.0 ** (1 - int8_bits(x)) * max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(found, wanted, rtol=half, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", KINDS)

@@ -24,14 +24,15 @@ ONNXFUSE_INLINE void convert_pair(const W* even, __mmask32 even_mask, const W* o
   }
 }
 
-// Of int8, where four rows lie together: the first two of them, or the others.
+// Of int8, where four rows lie together: the first two of them, or the others, times their scales, next bfloat16.
 ONNXFUSE_INLINE void convert_pair(const int8_t* four, int first, const BFloat16* scales, char* to) {
   for (int half = 0; half < 2; ++half, to += kRegisterBytes) {
     const __m512i numbers = _mm512_loadu_si512(four + 64 * half);
     const __m512 scale = load(scales + 16 * half);
     const auto row = [&](int i) {
       const __m512i number = _mm512_srai_epi32(_mm512_slli_epi32(numbers, static_cast<unsigned>(24 - 8 * i)), 24);
-      return _mm512_mul_ps(_mm512_cvtepi32_ps(number), scale);
+      const __m512i bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(number), scale));
+      return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)));  // then cutting off rounds
     };
     store_parts<kPartsOf<int8_t>>(row(first), row(first + 1), to);
   }

@@ -22,7 +22,8 @@
 // subnormal numbers for zeros, and what is smaller than 2^-110 loses low parts; an infinite number may give NaN instead
 // of infinity. Few rows are multiplied by int8 weights as integers, on AMX or VNNI, see gemm_int8.cc: an activation is
 // then within 2^-16 of the largest of the 32 that share a scale, and one that is not finite gives NaN. Otherwise such
-// weights are multiplied by their scales first.
+// weights are multiplied by their scales first; for AMX the product is rounded to bfloat16, by at most 2^-9 of itself,
+// where it is within 2^-8 of the largest of the 32 from the number that it stands for.
 #pragma once
 
 #include <algorithm>

@@ -38,9 +38,9 @@ constexpr int64_t kActivationBytes = 768 * 1024;  // of A that the second-level 
 int64_t steps_of(int64_t depth) { return (depth + kStep - 1) / kStep; }
 
 template <typename W>
-constexpr int kPartsOf = std::is_same_v<W, BFloat16> ? 1
-                         : std::is_same_v<W, float>  ? 3
-                                                     : 2;
+constexpr int kPartsOf = std::is_same_v<W, float>  ? 3
+                         : std::is_same_v<W, Half> ? 2
+                                                   : 1;
 
 #include "common/avx512_load.h"
 

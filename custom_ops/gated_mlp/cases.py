@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from onnxfuse.custom_ops.case import EPSILON, Case, Random
-from onnxfuse.custom_ops.linear.cases import PRODUCT_ERRORS, normal_rows, packed_form, scales_of
+from onnxfuse.custom_ops.linear.cases import normal_rows, packed_form, product_error, scales_of
 
 DTYPES = ["float32", "float16", "bfloat16"]
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh"]
@@ -78,6 +78,7 @@ def case(
     # One more rounding of the numbers, or of products of them, that are added up makes half a unit of the result on
     # average, errors being of either sign; 5 covers the largest of some 10^5.
     rounded = 0 if dtype == "float32" else 5 * tails * EPSILON[dtype] / 2 * max(order, order**2)
+    product = 8 * roundings * EPSILON["float32"] / 2 + product_error(weight_dtype, math.prod(rows))
     return Case(
         name="_".join(
             [
@@ -95,8 +96,7 @@ def case(
         outputs=dict.fromkeys(outputs if skip else ("y",), dtype),
         attributes={"activation": activation} | ({"epsilon": 1e-5} if norm else {}),
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
-        absolute=(8 * roundings * EPSILON["float32"] / 2 + PRODUCT_ERRORS[weight_dtype]) * tails * max(order, order**2)
-        + rounded * bool(norm),
+        absolute=product * tails * max(order, order**2) + rounded * bool(norm),
         cuda_absolute=rounded,  # of gate, up and their product
         benchmark=benchmark,
         device=device,

@@ -26,6 +26,7 @@ PRODUCT_ERRORS = {
     # gated ones, 1 / sqrt(3) of it in the mean square; 5 covers the largest of some 10^5.
     "int8": 5 * 4 / math.sqrt(3) * 2.0**-16,
 }
+FEW_INT8_ROWS = 32  # beyond, AMX rounds a weight to bfloat16: half a unit, 2^-9, evenly spread; see common/gemm.h
 
 # Around every tile height of every target, then blocks of rows and what is normalised at a time.
 ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
@@ -98,7 +99,7 @@ def case(
     # x + skip is twice as large in the mean square, the norm makes that 1 again, and its own error is a few units.
     size = math.sqrt(2) if skip and not norm else 1
     absolute = 8 * math.sqrt(depth) * EPSILON["float32"] / 2
-    absolute += PRODUCT_ERRORS[weight_dtype]
+    absolute += product_error(weight_dtype, math.prod(rows))
     if norm:
         # h is rounded to T: errors of up to half a unit and of either sign in a sum of K terms make half a unit of the
         # result on average; 5 covers the largest of some 10^5.
@@ -122,6 +123,12 @@ def case(
         device=device,
         flops=2.0 * math.prod(rows) * depth * sum(columns) if math.prod(rows) > 32 else 0.0,
     )
+
+
+def product_error(weight_dtype: str, rows: int) -> float:
+    """What sums of products of the order of 1 are off by, beside roundings to float32."""
+    rounded = 5 / math.sqrt(3) * 2.0**-9 if weight_dtype == "int8" and rows > FEW_INT8_ROWS else 0.0
+    return PRODUCT_ERRORS[weight_dtype] + rounded
 
 
 def packed_form(shape: tuple[int, int], dtype: str) -> tuple[int, ...]:
