@@ -127,6 +127,22 @@ def known_choice(node: ir.Node, site: Site) -> ir.Value | None:
     return chosen if _same_shape(chosen, node.outputs[0], site) else None
 
 
+@simplifies("Gather")
+def all_rows_in_turn(node: ir.Node, site: Site) -> ir.Value | None:
+    """Gather(Reshape(x), Reshape(Range(0, n, 1))) of all n rows is x: a table made for every token, read in order."""
+    table, indices = producer(node.inputs[0], "Reshape"), node.inputs[1]
+    while (step := producer(indices, "Reshape") or producer(indices, "Unsqueeze")) is not None:
+        indices = step.inputs[0]
+    counted = producer(indices, "Range")
+    if table is None or counted is None or attr(node, "axis", 0) != 0:
+        return None
+    start, step = (site.facts.constant(counted.inputs[i]) for i in (0, 2))
+    rows, count = site.facts.shape(node.inputs[0]), site.facts.shape(indices)
+    if start is None or step is None or start != 0 or step != 1 or rows is None or rows[:1] != count:
+        return None
+    return table.inputs[0] if _same_shape(table.inputs[0], node.outputs[0], site) else None
+
+
 # ---- movement in several steps ---------------------------------------------------------------------------------------
 
 
