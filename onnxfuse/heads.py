@@ -12,6 +12,7 @@ from onnxfuse import masks
 from onnxfuse.dsl import any_of, op
 
 HEADS_FIRST = [0, 2, 1, 3]  # [B, S, N, D] <-> [B, N, S, D]
+PAST_KEY, MASK, BIAS = 3, 5, 6  # inputs of onnxfuse Attention
 
 
 def repeats_each_head(value, facts):

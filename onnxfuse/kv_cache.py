@@ -21,6 +21,7 @@ from onnxfuse.builder import Builder
 from onnxfuse.custom_ops.functions import attach
 from onnxfuse.errors import UsageError
 from onnxfuse.facts import Facts
+from onnxfuse.heads import BIAS, MASK, PAST_KEY
 from onnxfuse.operators import OWN
 from onnxfuse.order import Order
 from onnxfuse.soundness import describe
@@ -30,7 +31,6 @@ METADATA = "onnxfuse.kv_cache"  # of a model with a shared cache: the pasts with
 ROOM = "max_sequence_length"  # the symbol for M
 
 _LENGTH_AXIS = 2  # of [B, K, P, D]
-_PAST_KEY, _MASK, _BIAS = 3, 5, 6  # inputs of Attention
 
 
 def is_shared(model: ir.Model) -> bool:
@@ -62,37 +62,37 @@ def share_cache(model: ir.Model, facts: Facts) -> None:
         reason = _obstacle(node)
         if reason is not None:
             raise UsageError(f"kv_cache is 'shared', but {node.name!r} {reason}")
-    masks = {node.inputs[_MASK] for node in nodes}
+    masks = {node.inputs[MASK] for node in nodes}
     if len(masks) > 1:
         names = ", ".join(sorted(repr(mask.name) for mask in masks))
         raise UsageError(f"kv_cache is 'shared', but the layers have different padding masks: {names}")
     _measure_by_the_mask(model, nodes, masks.pop(), facts)
     for node in nodes:
         describe(node, facts)
-        for value in (*node.inputs[_PAST_KEY:_MASK], *node.outputs[1:]):
+        for value in (*node.inputs[PAST_KEY:MASK], *node.outputs[1:]):
             value.shape = ir.Shape([*value.shape[:_LENGTH_AXIS], ROOM, *value.shape[_LENGTH_AXIS + 1 :]])
         node.attributes["shared_cache"] = ir.AttrInt64("shared_cache", 1)
         attach(node, model)
-    pairs = (pair for node in nodes for pair in zip(node.inputs[_PAST_KEY:_MASK], node.outputs[1:3], strict=True))
+    pairs = (pair for node in nodes for pair in zip(node.inputs[PAST_KEY:MASK], node.outputs[1:3], strict=True))
     model.metadata_props[METADATA] = json.dumps({past.name: present.name for past, present in pairs})
 
 
 def _with_past(model: ir.Model) -> Iterable[ir.Node]:
     for node in model.graph:
         is_attention = (node.domain, node.op_type) == (OWN, "Attention")
-        if is_attention and len(node.inputs) > _PAST_KEY and node.inputs[_PAST_KEY] is not None:
+        if is_attention and len(node.inputs) > PAST_KEY and node.inputs[PAST_KEY] is not None:
             yield node
 
 
 def _obstacle(node: ir.Node) -> str | None:
     """Why the cache of an Attention cannot be shared."""
-    pasts, presents = node.inputs[_PAST_KEY:_MASK], node.outputs[1:3]
+    pasts, presents = node.inputs[PAST_KEY:MASK], node.outputs[1:3]
     if node.attributes.get_int("past_rows", 0):
         return "has a cache of rows [B, P, K, D]: expected [B, K, P, D]"
-    if len(node.inputs) <= _MASK or node.inputs[_MASK] is None:
+    if len(node.inputs) <= MASK or node.inputs[MASK] is None:
         return "has no padding mask [B, L], which is to tell the length"
-    if len(node.inputs) > _BIAS and node.inputs[_BIAS] is not None:
-        return f"adds {node.inputs[_BIAS].name!r} to the scores, whose shape is made for a cache that grows"
+    if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
+        return f"adds {node.inputs[BIAS].name!r} to the scores, whose shape is made for a cache that grows"
     for past in pasts:
         if not past.is_graph_input():
             return f"computes its past {past.name!r}: expected an input of the model"
@@ -109,7 +109,7 @@ def _obstacle(node: ir.Node) -> str | None:
 
 def _measure_by_the_mask(model: ir.Model, nodes: list[ir.Node], mask: ir.Value, facts: Facts) -> None:
     """Let whatever asks for a past's length get L - S instead of the room that the buffer has."""
-    pasts = dict.fromkeys(past for node in nodes for past in node.inputs[_PAST_KEY:_MASK])
+    pasts = dict.fromkeys(past for node in nodes for past in node.inputs[PAST_KEY:MASK])
     asking = [use.node for past in pasts for use in past.uses() if use.node.op_type == "Shape"]
     if not asking:
         return
@@ -144,6 +144,6 @@ def _prompt_length(new: Builder, node: ir.Node, facts: Facts) -> ir.Value:
         return new.constant(np.array(length))
     for value in facts.model.graph.inputs:
         shape = facts.shape(value) or ()
-        if length in shape and value not in node.inputs[_PAST_KEY:]:
+        if length in shape and value not in node.inputs[PAST_KEY:]:
             return new.Gather(new.Shape(value), np.array(shape.index(length)))
     raise UsageError(f"kv_cache is 'shared', but no input of the model has the length of the prompt, {length}")

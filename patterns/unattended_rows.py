@@ -11,9 +11,7 @@ Attention with a bias, in which a hidden key is not told from a small score.
 
 from onnxfuse import masks
 from onnxfuse.dsl import any_of, fusion, op, tensor
-from onnxfuse.heads import HEADS_FIRST
-
-PAST_KEY, MASK, BIAS = 3, 5, 6  # inputs of Attention
+from onnxfuse.heads import BIAS, HEADS_FIRST, MASK, PAST_KEY
 
 
 def is_attended(value, facts):
