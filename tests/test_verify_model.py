@@ -86,6 +86,18 @@ def test_what_a_model_appends_to_is_a_cache_whatever_its_name():
     assert draw(Interface.of(model), Point(3, 4, 5))["k0"].shape == (3, 2, 5, 16)
 
 
+@pytest.mark.parametrize("dtype", [TensorProto.INT64, TensorProto.BOOL])
+def test_numbers_as_long_as_nothing_else_are_a_mask(dtype: int):
+    model = inputs_model(
+        ("input_ids", 7, ["b", "s"]),
+        ("shown", dtype, ["b", "t"]),
+        ("places", 7, ["b", "s"]),
+        ("past.key", 1, ["b", 2, "p", 16]),
+    )
+    assert [entry.role for entry in Interface.of(model).inputs] == ["tokens", "mask", "numbers", "past"]
+    assert draw(Interface.of(model), Point(3, 4, 5, "left"))["shown"].shape == (3, 9)
+
+
 def test_no_more_tokens_are_drawn_than_a_cache_of_fixed_size_holds():
     points = grid(Interface.of(in_place_model(8)))
     assert max(point.total for point in points) == 8

@@ -201,17 +201,17 @@ def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
         if rank == 3 and "embed" in name:
             return "embeddings"
         return "values"
-    if value.dtype == ir.DataType.BOOL:
-        return "mask" if rank == 2 and "mask" in name else "numbers"
-    if "mask" in name and rank == 2:
+    if rank == 2 and ("mask" in name or (value.dtype == ir.DataType.BOOL and _as_long_as_nothing_else(value, given))):
         return "mask"
+    if value.dtype == ir.DataType.BOOL:
+        return "numbers"
     if "position" in name or (rank == 1 and "pos" in name):
         return "positions" if rank in (1, 2) else "numbers"
     if rank == 0 and ("pos" in name or "past" in name):
         return "offset"
     if rank == 2 and (rows is not None or "input_ids" in name):
         return "tokens"
-    return "numbers"
+    return "mask" if rank == 2 and _as_long_as_nothing_else(value, given) else "numbers"
 
 
 def _shaped_like_tokens(value: ir.Value, given: Iterable[ir.Value]) -> bool:
@@ -220,6 +220,14 @@ def _shaped_like_tokens(value: ir.Value, given: Iterable[ir.Value]) -> bool:
         other.dtype.is_integer() and other.shape == value.shape and _rows_indexed_by(other) is not None
         for other in given
     )
+
+
+def _as_long_as_nothing_else(value: ir.Value, given: Iterable[ir.Value]) -> bool:
+    """Numbers [B, T] of another length than the tokens [B, S] and the caches: a mask of all tokens by another name."""
+    batch, length = map(declared_size, value.shape)
+    others = [tuple(map(declared_size, other.shape)) for other in given if other is not value]
+    has_own_length = isinstance(length, str) and not any(length in shape for shape in others)
+    return has_own_length and isinstance(batch, str) and any(shape[:1] == (batch,) for shape in others)
 
 
 def _symbol_meanings(inputs: Iterable[Input]) -> dict[str, str]:
