@@ -45,9 +45,12 @@ def microsoft_attention_with_cache(
 @microsoft_attention_with_cache.check
 def supported(m):
     yield m.v.dtype in m.FLOATS, "the values are {m.v}; kernels exist for {m.FLOATS}"
+    for name, rows in m.captured.items():
+        known = rows.shape is not None and None not in rows.shape
+        yield known or name == "mask", f"{rows} has sizes of which nothing is known"
     widths = [rows.shape[-1] for rows in (m.q, m.k, m.v)]
-    known = all(isinstance(width, int) and width % m.heads == 0 for width in widths)
-    yield known, f"q, k and v have {widths} features, expected known multiples of {m.heads} heads"
+    divide = all(isinstance(width, int) and width % m.heads == 0 for width in widths)
+    yield divide, f"q, k and v have {widths} features, expected known multiples of {m.heads} heads"
     yield widths[0] == widths[1], f"queries have {widths[0]} features, keys {widths[1]}"
     yield m.mask is None or heads.broadcasts(m.mask, m.heads, scores(m)), "the mask is {m.mask}"
 

@@ -121,7 +121,7 @@ def supported(m):
 @standard_rotary_embedding.check
 def heads_known(m):
     yield m.x.dtype in m.FLOATS, "x is {m.x}; kernels exist for {m.FLOATS}"
-    yield all(isinstance(s, int) for s in (m.x.shape[1], m.D)), "heads or their size are unknown: x is {m.x}"
+    yield headed(m.x), "heads or their size are unknown: x is {m.x}"
     yield (m.size or m.D) // 2 == m.W, "the table is {m.cos}, expected one entry for each pair of {m.size} or {m.D}"
 
 
@@ -130,8 +130,14 @@ def sizes_known(m):
     x = m.x or m.flat
     yield x.dtype in m.FLOATS, f"x is {x}; kernels exist for {m.FLOATS}"
     yield m.cos.shape == m.sin.shape and isinstance(m.W, int), "cos is {m.cos}, sin is {m.sin}"
-    yield m.x is None or isinstance(m.x.shape[1], int), "the number of heads is unknown: x is {m.x}"
-    yield m.flat is None or isinstance(m.flat.shape[2], int), "the size of all heads is unknown: x is {m.flat}"
+    yield m.x is None or headed(m.x), "heads or their size are unknown: x is {m.x}"
+    known = m.flat is None or (m.flat.shape is not None and isinstance(m.flat.shape[2], int))
+    yield known, "the size of all heads is unknown: x is {m.flat}"
+
+
+def headed(x):
+    """Whether x [B, N, S, D] has known numbers N and D."""
+    return x.shape is not None and all(isinstance(size, int) for size in (x.shape[1], x.shape[3]))
 
 
 @rotary_embedding.rewrite
@@ -146,22 +152,17 @@ def fused_interleaved(new, m):
 
 @standard_rotary_embedding.rewrite
 def fused_standard(new, m):
-    rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3])
     size = 0 if m.size == m.D else m.size
-    y = turned_rows(new, rows, m.cos.value, m.sin.value, m.x.shape[1], m.D, m.interleaved, size)
-    return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
+    return turned_heads(new, m.x, m.cos.value, m.sin.value, m.interleaved, size)
 
 
 @microsoft_rotary_embedding.rewrite
 def fused_microsoft(new, m):
     cos, sin = (new.onnx.Gather(table, m.positions, axis=0) for table in (m.cos, m.sin))
-    if m.flat is not None:
-        heads = m.heads or m.flat.shape[2] // (m.size or 2 * m.W)
-        part = {"rotary_dim": m.size} if m.size else {}
-        return new.RotaryEmbedding(m.flat, cos, sin, num_heads=heads, interleaved=m.interleaved, **part)
-    rows = new.onnx.Transpose(m.x, perm=[0, 2, 1, 3])
-    y = turned_rows(new, rows, cos, sin, m.x.shape[1], m.D, m.interleaved, m.size)
-    return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
+    if m.x is not None:
+        return turned_heads(new, m.x, cos, sin, m.interleaved, m.size)
+    heads = m.heads or m.flat.shape[2] // (m.size or 2 * m.W)
+    return turned_flat(new, m.flat, cos, sin, heads, m.interleaved, m.size)
 
 
 def heads_axis(m):
@@ -230,12 +231,24 @@ def tables(new, m, axis, interleaved):
     return [new.onnx.Cast(value, to="float32") for value in both]
 
 
+def turned_heads(new, x, cos, sin, interleaved, turned_size):
+    """The operator on x [B, N, S, D]; 0 turns all of D."""
+    rows = new.onnx.Transpose(x, perm=[0, 2, 1, 3])
+    y = turned_rows(new, rows, cos, sin, x.shape[1], x.shape[3], interleaved, turned_size)
+    return new.onnx.Transpose(y, perm=[0, 2, 1, 3])
+
+
 def turned_rows(new, rows, cos, sin, heads, size, interleaved, turned_size=0):
     """The operator on rows [B, S, N, D]; 0 turns all of D."""
     flat = new.onnx.Reshape(rows, np.array([0, 0, heads * size]))
-    part = {"rotary_dim": turned_size} if turned_size else {}
-    y = new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved, **part)
+    y = turned_flat(new, flat, cos, sin, heads, interleaved, turned_size)
     return new.onnx.Reshape(y, np.array([0, 0, heads, size]))
+
+
+def turned_flat(new, flat, cos, sin, heads, interleaved, turned_size):
+    """The operator on [B, S, N*D]; 0 turns all of D."""
+    part = {"rotary_dim": turned_size} if turned_size else {}
+    return new.RotaryEmbedding(flat, cos, sin, num_heads=heads, interleaved=interleaved, **part)
 
 
 class Table:

@@ -168,6 +168,31 @@ def test_attention_of_onnxruntime_that_says_more_is_left_alone(call: str, more: 
     assert not fused(f"y = {MULTI_HEAD}{call}", inputs=ALIKE + more, outputs="float[B,S,32] y")
 
 
+@pytest.mark.parametrize(
+    ("body", "opset"),
+    [
+        (f"y = {MULTI_HEAD}>(unknown, k, v)", 18),
+        (f"y = {MULTI_HEAD}>(q, unknown, v)", 18),
+        (f"y, keys, values = {MULTI_HEAD}>(q, k, v, , , , unknown, past)", 18),
+        (f"y = {MICROSOFT}(unknown, positions, table, table)", 18),
+        (f"y = {MICROSOFT}(headed, positions, table, table)", 18),
+        ("y = RotaryEmbedding<num_heads=4>(unknown, tables, tables)", 23),
+    ],
+    ids=("queries", "keys", "the past", "what is rotated", "the size of a head", "what is rotated by ONNX's operator"),
+)
+def test_what_is_of_unknown_shape_is_left_alone(body: str, opset: int):
+    """It is refused with a reason, by matching: nothing runs, for nobody knows the operator before it."""
+    model = model_of(
+        f"unknown = com.microsoft.NobodyKnows(q) {body}",
+        inputs=f"{ALIKE}, float[B,4,P,8] past, float[B,4,S,Z] headed, float[32,4] table, float[B,S,4] tables, "
+        "int64[B,S] positions",
+        outputs="float[B,S,32] y",
+        opset=opset,
+    )
+    result = onnxfuse.optimize(model, verify="none")
+    assert not [node for node in result.model.graph if node.domain == "onnxfuse"]
+
+
 def test_causal_attention_that_knows_no_past_is_left_alone_behind_one():
     """It counts its queries from the first key, where the operator counts them from the last."""
     assert not fused(
