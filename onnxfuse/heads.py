@@ -15,6 +15,11 @@ HEADS_FIRST = [0, 2, 1, 3]  # [B, S, N, D] <-> [B, N, S, D]
 PAST_KEY, MASK, BIAS = 3, 5, 6  # inputs of onnxfuse Attention
 
 
+def given(node, index):
+    """The node's input, None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def repeats_each_head(value, facts):
     """Whether Reshape(Expand(Unsqueeze(x))) [B, K*r, L, D] repeats each of x's heads r times."""
     wide = value.producer().inputs[0]

@@ -21,7 +21,7 @@ from onnxfuse.builder import Builder
 from onnxfuse.custom_ops.functions import attach
 from onnxfuse.errors import UsageError
 from onnxfuse.facts import Facts
-from onnxfuse.heads import BIAS, MASK, PAST_KEY
+from onnxfuse.heads import BIAS, MASK, PAST_KEY, given
 from onnxfuse.operators import OWN
 from onnxfuse.order import Order
 from onnxfuse.soundness import describe
@@ -80,7 +80,7 @@ def share_cache(model: ir.Model, facts: Facts) -> None:
 def _with_past(model: ir.Model) -> Iterable[ir.Node]:
     for node in model.graph:
         is_attention = (node.domain, node.op_type) == (OWN, "Attention")
-        if is_attention and len(node.inputs) > PAST_KEY and node.inputs[PAST_KEY] is not None:
+        if is_attention and given(node, PAST_KEY) is not None:
             yield node
 
 
@@ -89,9 +89,9 @@ def _obstacle(node: ir.Node) -> str | None:
     pasts, presents = node.inputs[PAST_KEY:MASK], node.outputs[1:3]
     if node.attributes.get_int("past_rows", 0):
         return "has a cache of rows [B, P, K, D]: expected [B, K, P, D]"
-    if len(node.inputs) <= MASK or node.inputs[MASK] is None:
+    if given(node, MASK) is None:
         return "has no padding mask [B, L], which is to tell the length"
-    if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
+    if given(node, BIAS) is not None:
         return f"adds {node.inputs[BIAS].name!r} to the scores, whose shape is made for a cache that grows"
     for past in pasts:
         if not past.is_graph_input():

@@ -232,7 +232,7 @@ def _fit(trial: _Trial) -> Mask | None:
         if seen.shape[2] not in (1, queries) or seen.shape[3] not in (1, keys):
             return None
         batch = max(seen.shape[0], 1 if padding is None else padding.shape[0])
-        if padding is not None and (padding.shape[1] != keys or seen.shape[0] not in (1, padding.shape[0])):
+        if padding is not None and seen.shape[0] not in (1, padding.shape[0]):
             return None
         observations.append((np.broadcast_to(seen, (batch, seen.shape[1], queries, keys)), padding))
     if not observations:
@@ -249,7 +249,10 @@ def _observed(trial: _Trial) -> list[tuple[int, int, np.ndarray, np.ndarray | No
             queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
             if queries * keys > SCORES:
                 return None  # a window that cannot be tried cannot be ruled out
-            observations.append((queries, keys, *trial.run(sizes, seed)))
+            seen, padding = trial.run(sizes, seed)
+            if padding is not None and padding.shape[1] != keys:
+                return None
+            observations.append((queries, keys, seen, padding))
         except RuntimeError:
             continue  # these sizes do not fit together
         except (KeyError, ValueError):

@@ -11,7 +11,7 @@ Attention with a bias, in which a hidden key is not told from a small score.
 
 from onnxfuse import masks
 from onnxfuse.dsl import any_of, fusion, op, tensor
-from onnxfuse.heads import BIAS, HEADS_FIRST, MASK, PAST_KEY
+from onnxfuse.heads import BIAS, HEADS_FIRST, MASK, PAST_KEY, given
 
 
 def is_attended(value, facts):
@@ -53,16 +53,11 @@ def without_zeroing(new, m):
     return m.attended
 
 
-def given(node, index):
-    """The node's input, None where it is left out."""
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def keys(node, facts):
     """How many keys Attention sees, the past among them."""
     past = given(node, PAST_KEY)
     axis = 1 if node.attributes.get_int("past_rows", 0) else 2
-    return facts.shape(node.inputs[1])[1] + (facts.shape(past)[axis] if past is not None else 0)
+    return facts.shape(node.inputs[1])[-2] + (facts.shape(past)[axis] if past is not None else 0)
 
 
 def shown(node):

@@ -131,8 +131,8 @@ def known_choice(node: ir.Node, site: Site) -> ir.Value | None:
 def all_rows_in_turn(node: ir.Node, site: Site) -> ir.Value | None:
     """Gather(Reshape(x), Reshape(Range(0, n, 1))) of all n rows is x: a table made for every token, read in order."""
     table, indices = producer(node.inputs[0], "Reshape"), node.inputs[1]
-    while (step := producer(indices, "Reshape") or producer(indices, "Unsqueeze")) is not None:
-        indices = step.inputs[0]
+    while (laid_out := producer(indices, "Reshape") or producer(indices, "Unsqueeze")) is not None:
+        indices = laid_out.inputs[0]
     counted = producer(indices, "Range")
     if table is None or counted is None or attr(node, "axis", 0) != 0:
         return None

@@ -201,16 +201,15 @@ def _role(value: ir.Value, rows: int | None, given: Iterable[ir.Value]) -> str:
         if rank == 3 and "embed" in name:
             return "embeddings"
         return "values"
-    if rank == 2 and ("mask" in name or (value.dtype == ir.DataType.BOOL and _as_long_as_nothing_else(value, given))):
+    if rank == 2 and "mask" in name:
         return "mask"
-    if value.dtype == ir.DataType.BOOL:
-        return "numbers"
-    if "position" in name or (rank == 1 and "pos" in name):
-        return "positions" if rank in (1, 2) else "numbers"
-    if rank == 0 and ("pos" in name or "past" in name):
-        return "offset"
-    if rank == 2 and (rows is not None or "input_ids" in name):
-        return "tokens"
+    if value.dtype != ir.DataType.BOOL:
+        if "position" in name or (rank == 1 and "pos" in name):
+            return "positions" if rank in (1, 2) else "numbers"
+        if rank == 0 and ("pos" in name or "past" in name):
+            return "offset"
+        if rank == 2 and (rows is not None or "input_ids" in name):
+            return "tokens"
     return "mask" if rank == 2 and _as_long_as_nothing_else(value, given) else "numbers"
 
 
