@@ -6,8 +6,8 @@ subgraph is cut where the symbolic sizes tell what a value holds, so it never re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,46 +15,52 @@ import onnx_ir as ir
 
 from onnxfuse import dims
 from onnxfuse.facts import Facts
+from onnxfuse.order import subgraphs
 from onnxfuse.verify.sessions import Session
-from onnxfuse.verify.slices import Slice
+from onnxfuse.verify.slices import Slice, Unsliceable, cut_out
 
-NODE_LIMIT = 400  # a mask of the wordiest exporter takes about 120 nodes
 WIDENED = {ir.DataType.BFLOAT16: ir.DataType.FLOAT}  # for which ONNX Runtime has next to no operators on the CPU
 CONSTANT_LIMIT = 1 << 24  # elements of a constant inside the subgraph, such as a stored triangular mask
 
 
 @dataclass
 class Cone:
-    """Everything that a value is computed from, up to graph inputs and to values known from the sizes."""
+    """What a value is computed from, up to graph inputs, chosen values, and values known from the sizes."""
 
-    facts: Facts
     target: ir.Value
-    nodes: list[ir.Node] = field(default_factory=list)
-    inputs: list[ir.Value] = field(default_factory=list)
-    known: list[ir.Value] = field(default_factory=list)
-    constants: list[ir.Value] = field(default_factory=list)
+    piece: Slice
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """The chosen values and graph inputs that the value depends on."""
+        return self.piece.inputs
+
+    @property
+    def constants(self) -> list[ir.Value]:
+        """The constants that the value depends on."""
+        return self.piece.constants
 
     def symbols(self) -> set[str]:
         """The names of the sizes that the subgraph's run depends on."""
         found: set[str] = set()
-        for value in self.known:
-            found.update(*(dims.symbols(e) for e in self.facts.content(value)))
+        for value in self.piece.known:
+            found.update(*(dims.symbols(e) for e in self.piece.facts.content(value)))
         for value in self.inputs:
-            found.update(*(dims.symbols(s) for s in self.facts.shape(value)))
+            found.update(*(dims.symbols(s) for s in self.piece.facts.shape(value)))
         return found
 
     def run(self, sizes: Mapping[str, int], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The target's value for these sizes and graph inputs. Raises RuntimeError if the subgraph refuses them."""
-        feed = {}
+        """The target's value for these sizes and inputs. Raises RuntimeError if the subgraph refuses them."""
+        facts, feed = self.piece.facts, {}
         for value in self.inputs:
-            wide = WIDENED.get(self.facts.dtype(value))
+            wide = WIDENED.get(facts.dtype(value))
             feed[value.name] = feeds[value.name] if wide is None else feeds[value.name].astype(wide.numpy())
-        for value in self.known:
-            fact = self.facts.fact(value)
+        for value in self.piece.known:
+            fact = facts.fact(value)
             entries = [dims.evaluate(e, sizes) for e in fact.integers()]
             feed[value.name] = np.array(entries, dtype=fact.dtype.numpy()).reshape(fact.content.shape)
-        if not self.nodes:
-            stored = self.facts.tensor(self.target)
+        if not self.piece.nodes:
+            stored = facts.tensor(self.target)
             return feed[self.target.name] if stored is None else stored.numpy()
         try:
             return self._session.run(feed)[self.target.name]
@@ -63,41 +69,23 @@ class Cone:
 
     @cached_property
     def _session(self) -> Session:
-        piece = Slice(self.facts, (self.target,), self.nodes, self.inputs, self.known, self.constants)
-        return Session(piece.model((), WIDENED), threads=1)
+        return Session(self.piece.model((), WIDENED), threads=1)
 
 
-def cone(target: ir.Value, facts: Facts) -> Cone | None:
-    """The subgraph behind `target`, or None where it is not small: it holds weights, runs a subgraph, or is unknown."""
-    found = Cone(facts, target)
-    seen: set[ir.Value] = set()
-    stack: list[tuple[ir.Value, bool]] = [(target, False)]
-    while stack:
-        value, done = stack.pop()
-        node = value.producer()
-        if done:
-            if node not in found.nodes:
-                found.nodes.append(node)
-            continue
-        if value in seen:
-            continue
-        seen.add(value)
-        tensor = facts.tensor(value)
-        if tensor is not None:
-            if tensor.size > CONSTANT_LIMIT:
-                return None
-            found.constants.append(value)
-        elif facts.content(value) is not None:
-            found.known.append(value)
-        elif node is None:
-            if facts.dtype(value) is None or facts.shape(value) is None:
-                return None
-            found.inputs.append(value)
-        else:
-            if facts.dtype(value) is None or len(found.nodes) > NODE_LIMIT or len(seen) > 4 * NODE_LIMIT:
-                return None
-            if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-                return None
-            stack.append((value, True))
-            stack.extend((i, False) for i in node.inputs if i is not None)
-    return found
+def cone(target: ir.Value, facts: Facts, sources: Collection[ir.Value] = ()) -> Cone | None:
+    """The subgraph behind `target`, down to `sources`.
+
+    None where it is not small: it holds weights, runs a subgraph, or is unknown.
+    """
+    try:
+        piece = cut_out((target,), lambda value: value in sources, facts)
+    except Unsliceable:
+        return None
+    if any(facts.tensor(value).size > CONSTANT_LIMIT for value in piece.constants):
+        return None
+    if any(facts.dtype(value) is None or facts.shape(value) is None for value in piece.inputs):
+        return None
+    read = [target, *(value for node in piece.nodes for value in node.inputs if value is not None)]
+    if any(facts.dtype(value) is None for value in read) or any(subgraphs(node) for node in piece.nodes):
+        return None
+    return Cone(target, piece)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxfuse.dsl import Refuse, any_of, attr, fusion, maybe, op, scalar, tensor
 from onnxfuse.fragments import halves
 from onnxfuse.precision import rounds_no_further
+from onnxfuse.repetition import entries
 
 
 def flattens_pairs(value, facts):
@@ -292,28 +293,9 @@ class Table:
             half = content.shape[-1] // 2
             first, second = (content[..., i::2] for i in (0, 1)) if self.interleaved else np.split(content, [half], -1)
             return new.constant(first, self.captured.value.name) if (first == second).all() else None
-        rows = self.rows()
-        source = None if rows is None else rows.producer()
-        if source is not None and source.op_type == "Cast" and str(self.facts.dtype(source.inputs[0])) == "FLOAT":
-            source = source.inputs[0].producer()  # the kernel takes float32 tables beside any x
-        entries = None if source is None else self._repeated(source)
-        return None if entries is None else self._in_a_batch(entries, new)
+        once = entries(self.captured.value, self.axis, self.interleaved, self.facts)
+        return None if once is None else self._in_a_batch(once, new)
 
     def _in_a_batch(self, rows, new):
         """[S, W] as [1, S, W]."""
         return rows if self.facts.rank(rows) == 3 else new.onnx.Unsqueeze(rows, np.array([0]))
-
-    def _repeated(self, source):
-        """v where `source` makes [v, v] on the last axis, or each entry of v twice."""
-        if self.interleaved:
-            source = source.inputs[0].producer() if source.op_type == "Reshape" else None
-        if source is None or source.op_type != "Concat" or len(source.inputs) != 2:
-            return None
-        parts = source.inputs
-        if self.interleaved:
-            both = [part.producer() for part in parts]
-            if any(p is None or p.op_type != "Unsqueeze" for p in both) or self.facts.shape(parts[0])[-1] != 1:
-                return None
-            parts = [p.inputs[0] for p in both]
-        is_last = source.attributes["axis"].value in (-1, self.facts.rank(source.outputs[0]) - 1)
-        return parts[0] if parts[0] is parts[1] and is_last else None

@@ -4,6 +4,7 @@
                                                                           +-- sin (* scale)
 
 position_ids: [B, S] integer; inv_freq: [F] constant float32, scaled as the model scales it (linear, llama3, yarn).
+Each angle is there once, twice in two halves, or, for interleaved pairs, twice one by one (Cohere).
 The exporters write the outer product as Mul (torch 2.13 dynamo) or as MatMul and Transpose (the others).
 Numerics: the same product, cosine and sine in float32.
 """
@@ -17,6 +18,13 @@ def outer_factor(positions, line, axis):
     """Positions [B, S], or a line of them [S], as float32 with a new axis of size one at `axis` of three."""
     spread = any_of(op.Unsqueeze(positions, axes=[axis]), op.Unsqueeze(line, axes=sorted([0, axis])))
     return op.Cast(spread, to="float32")
+
+
+def repeats_one_by_one(value, facts):
+    """Whether Reshape(Expand(Unsqueeze(x))) [..., 2F] holds each entry of x [..., F] twice."""
+    spread = value.producer().inputs[0]
+    shape = facts.shape(spread.producer().inputs[0])
+    return facts.shape(spread) == (*shape[:-1], 2) and facts.shape(value) == (*shape[:-2], shape[-2] * 2)
 
 
 def scaled(table, scale, divisor):
@@ -35,7 +43,9 @@ def rotary_table(positions=tensor("B S"), line=tensor("S"), frequencies=constant
         op.Concat(angle, angle, axis=-1),
         op.Transpose(op.Concat(crosswise, crosswise, axis=1), perm=[0, 2, 1]),  # by ONNX Runtime's optimizer
     )
-    angles = one_of("width", full=doubled, half=angle)
+    beside = op.Expand(op.Unsqueeze(angle, axes=[-1]), ...)
+    pairs = op.Reshape(beside, ...).where(repeats_one_by_one, "the angles are not repeated one by one")
+    angles = one_of("width", full=doubled, pairs=pairs, half=angle)
     return scaled(op.Cos(angles), scale, divisor), scaled(op.Sin(angles), scale, divisor)
 
 
@@ -46,7 +56,7 @@ def outer_product(m):
     line = frequencies_of(m)
     yield line is not None, "inv_freq is {m.frequencies}: more than one line of numbers"
     batch_and_length = m.positions.shape if m.positions is not None else (1, *m.line.shape)
-    expected = (*batch_and_length, line.size * (2 if m.width == "full" else 1))
+    expected = (*batch_and_length, line.size * (1 if m.width == "half" else 2))
     yield m.facts.shape(m.outputs[0]) == expected, f"the table is {m.facts.shape(m.outputs[0])}, expected {expected}"
 
 
@@ -71,8 +81,12 @@ def fused(new, m):
     if m.positions is None:
         positions = new.onnx.Unsqueeze(positions, np.array([0]))
     factor = 1 / m.divisor if m.divisor else m.scale
-    frequencies = new.constant(frequencies_of(m), "inv_freq")
-    cos, sin = new.RotaryTable(positions, frequencies, scale=factor, outputs=2)
+    frequencies = frequencies_of(m)
+    cos, sin = new.RotaryTable(positions, new.constant(frequencies, "inv_freq"), scale=factor, outputs=2)
     if m.width == "half":
         return cos, sin
-    return new.onnx.Concat(cos, cos, axis=-1), new.onnx.Concat(sin, sin, axis=-1)
+    if m.width == "full":
+        return new.onnx.Concat(cos, cos, axis=-1), new.onnx.Concat(sin, sin, axis=-1)
+    stacked = [new.onnx.Unsqueeze(table, np.array([3])) for table in (cos, sin)]
+    spread = [new.onnx.Expand(table, np.array([1, 1, 1, 2])) for table in stacked]
+    return tuple(new.onnx.Reshape(table, np.array([0, 0, 2 * frequencies.size])) for table in spread)

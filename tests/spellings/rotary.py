@@ -208,8 +208,14 @@ def _one_operator(w: Writer, x: Value, made: Table, size: int, interleaved: bool
 def _each_twice(w: Writer, made: Table, size: int) -> Table:
     """From both halves equal to each entry twice: the first half, repeated one by one."""
     halves = [w.slice(t, -1, 0, size) for t in (made.cos, made.sin)]
+    if w.coin(0.3):
+        return Table(*(w.gather(t, [i // 2 for i in range(2 * size)], -1) for t in halves))
     shape = (*halves[0].shape[:-1], 2 * size)
-    pairs = [w.concat([w.unsqueeze(t, -1), w.unsqueeze(t, -1)], -1) for t in halves]
+    stacked = [w.unsqueeze(t, -1) for t in halves]
+    if w.coin():
+        pairs = [w.expand(t, (*t.shape[:-1], 2), source=made.cos) for t in stacked]
+    else:
+        pairs = [w.concat([t, t], -1) for t in stacked]
     return Table(*(w.reshape(t, shape, source=made.cos) for t in pairs))
 
 

@@ -1,0 +1,102 @@
+"""Rotary tables that hold each entry twice: the fused operators read it once, however it was repeated."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import model_of
+
+import onnxfuse
+
+N, D = 3, 12  # heads, their features
+
+ANGLE = "number = Cast<to=1>(ids) column = Unsqueeze(number, two) angle = Mul(column, frequencies)"
+PAIRS = """
+    even = Slice(x, nought, far, last, steps) odd = Slice(x, one, far, last, steps)
+    minus = Neg(odd) m1 = Unsqueeze(minus, last) e1 = Unsqueeze(even, last)
+    both = Concat<axis=-1>(m1, e1) turned = Reshape(both, of_x)
+"""
+SUM = "a = Mul(x, C) b = Mul(turned, S) y = Add(a, b)"
+CONSTANTS = f"""float[{D // 2}] frequencies = {{1, 0.5, 0.25, 0.1, 0.05, 0.01}}, int64[1] nought = {{0}},
+    int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] last = {{-1}}, int64[1] steps = {{2}}, int64[1] far = {{99}},
+    int64[1] half = {{{D // 2}}}, int64[4] of_x = {{0, 0, 0, {D}}}, int64[3] rows = {{0, 0, {D}}},
+    int64[4] lifted_rows = {{0, 0, 0, {D}}}, int64[4] twice = {{1, 1, 1, 2}}, int64[5] lifted_twice = {{1, 1, 1, 1, 2}},
+    int64[1] behind_half = {{{D // 2 + 1}}}, int64[{D // 2}] turned_round = {{5, 4, 3, 2, 1, 0}},
+    int64[{D}] in_turn = {{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5}},
+    int64[{D}] not_in_turn = {{0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 4, 5}}"""
+
+
+def each(text: str) -> str:
+    """The steps for cos and for sin, named apart: T stands for either."""
+    return " ".join(text.replace("T", name) for name in ("cos", "sin"))
+
+
+SINGLE = "cos = Cos(angle) sin = Sin(angle)"
+HEADS = each("T_h = Unsqueeze(T_twice, one)")
+SPELLINGS = {
+    # cos and sin of angles that come in pairs: Cohere
+    "of repeated angles": f"""u = Unsqueeze(angle, last) e = Expand(u, twice) angles = Reshape(e, rows)
+        cos_twice = Cos(angles) sin_twice = Sin(angles) {HEADS}""",
+    "of stacked angles": f"""u = Unsqueeze(angle, last) e = Concat<axis=-1>(u, u) angles = Reshape(e, rows)
+        cos_twice = Cos(angles) sin_twice = Sin(angles) {HEADS}""",
+    # repeated behind: Ernie
+    "expanded": SINGLE + each("T_u = Unsqueeze(T, last) T_e = Expand(T_u, twice) T_twice = Reshape(T_e, rows)") + HEADS,
+    "stacked": SINGLE
+    + each("T_u = Unsqueeze(T, last) T_e = Concat<axis=-1>(T_u, T_u) T_twice = Reshape(T_e, rows)")
+    + HEADS,
+    "gathered": SINGLE + each("T_twice = Gather<axis=-1>(T, in_turn)") + HEADS,
+    # both halves, of which the first is repeated once the heads' axis is there: GLM
+    "from the first half": SINGLE
+    + each(
+        """T_b = Concat<axis=-1>(T, T) T_l = Unsqueeze(T_b, one) T_f = Slice(T_l, nought, half, last)
+        T_u = Unsqueeze(T_f, last) T_e = Expand(T_u, lifted_twice) T_h = Reshape(T_e, lifted_rows)"""
+    ),
+}
+
+
+def model(tables: str) -> ir.Model:
+    body = f"{ANGLE} {tables} {PAIRS} {SUM.replace('C', 'cos_h').replace('S)', 'sin_h)')}"
+    return model_of(body, f"float[B, {N}, S, {D}] x, int64[B, S] ids", f"float[B, {N}, S, {D}] y", CONSTANTS)
+
+
+def operators_after(original: ir.Model) -> list[str]:
+    """What a verified rewrite leaves, which computes what the original does."""
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((2, N, 5, D), dtype=np.float32), "ids": rng.integers(0, 40, (2, 5))}
+    (want,) = onnxfuse.session(original).run(None, feeds)
+    rewritten = onnxfuse.optimize(original, verify="match").model
+    for session in (onnxfuse.session(rewritten), onnxfuse.session(rewritten, ops=[])):
+        (got,) = session.run(None, feeds)
+        # two products and their sum, of numbers up to 4 and angles up to 40 whose cosines are off by a unit of those
+        np.testing.assert_allclose(got, want, atol=4 * 40 * np.finfo(np.float32).eps, rtol=0)
+    return [node.op_type for node in rewritten.graph]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_table_of_one_entry_a_pair_is_read(spelling):
+    found = operators_after(model(SPELLINGS[spelling]))
+    layout = {"Transpose", "Reshape"}
+    assert [op for op in found if op not in layout] == ["RotaryTable", "RotaryEmbedding"]
+
+
+NOT_PAIRS = {
+    "in another order": SINGLE + each("T_twice = Gather<axis=-1>(T, not_in_turn)") + HEADS,
+    "in two halves": SINGLE + each("T_twice = Concat<axis=-1>(T, T)") + HEADS,
+    "from another entry": SINGLE
+    + each(
+        """T_r = Gather<axis=-1>(T, turned_round) T_u = Unsqueeze(T, last) T_v = Unsqueeze(T_r, last)
+        T_e = Concat<axis=-1>(T_u, T_v) T_twice = Reshape(T_e, rows)"""
+    )
+    + HEADS,
+    "from the second half": SINGLE
+    + each(
+        """T_b = Concat<axis=-1>(T, T) T_l = Unsqueeze(T_b, one) T_f = Slice(T_l, one, behind_half, last)
+        T_u = Unsqueeze(T_f, last) T_e = Expand(T_u, lifted_twice) T_h = Reshape(T_e, lifted_rows)"""
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", NOT_PAIRS)
+def test_a_table_that_does_not_repeat_each_entry_is_read_whole(spelling):
+    found = operators_after(model(NOT_PAIRS[spelling]))
+    assert "RotaryEmbedding" in found  # by another table, verification would have refused it
+    assert {"Concat", "Gather"}.intersection(found)
