@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import attr, written
+from onnxfuse.normalise.simplify import attr, producer, written
 from onnxfuse.normalise.sweep import Site, simplifies
 from onnxfuse.shapes.fact import Shape
 
@@ -71,6 +71,24 @@ def inserted_elsewhere(node: ir.Node, site: Site) -> ir.Value | None:
     kept = [axis for axis in perm if axis not in added]
     places = [place for place, axis in enumerate(perm) if axis in added]
     return with_axes("Unsqueeze", insertion.inputs[0], places, site) if kept == sorted(kept) else None
+
+
+@simplifies("Squeeze")
+def dropped_again(node: ir.Node, site: Site) -> ir.Value | None:
+    """Axes of size one that are inserted, moved and dropped again: the others are transposed."""
+    transpose = producer(node.inputs[0], "Transpose")
+    insertion = None if transpose is None else producer(transpose.inputs[0], "Unsqueeze")
+    perm = None if transpose is None else attr(transpose, "perm")
+    if insertion is None or perm is None:
+        return None
+    added, dropped = listed_axes(insertion, site), listed_axes(node, site)
+    if added is None or dropped is None:
+        return None
+    gone = {axis % len(perm) for axis in added}
+    if {perm[axis] for axis in dropped} != gone:
+        return None
+    kept = [axis for axis in range(len(perm)) if axis not in gone]
+    return site.op("Transpose", insertion.inputs[0], perm=[kept.index(axis) for axis in perm if axis not in gone])
 
 
 def with_axes(op_type: str, x: ir.Value, axes: list[int], site: Site) -> ir.Value:
