@@ -1,4 +1,4 @@
-// Attention for any head sizes, alignment and dtype, in float32 without tensor cores.
+// Attention for any alignment and dtype, and any head sizes that shared memory holds, in float32 without tensor cores.
 //
 // A block owns kRows rows of one key-value head and one part of its keys, which pass through shared memory in tiles of
 // kKeys. In the products q k^T a warp owns a row at a time and a lane a key; in the sums of values a thread owns a

@@ -187,7 +187,7 @@ class Attention : public AttentionNode<T> {
         attend(problem, task, &following, own);
         // Whoever finishes the last part of a group merges them.
         if (finished[group].fetch_add(1) + 1 == plan.parts())
-          combine(problem, task, plan.parts(), partials.data() + group * plan.parts() * partial, own);
+          combine(problem, task, plan.parts(), partials.data() + group * plan.parts() * partial, partial, own);
       }
     });
   }

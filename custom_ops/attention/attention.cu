@@ -219,8 +219,11 @@ class Attention : public AttentionNode<T> {
       }
     }
     const auto kernel = kernels::attention_cuda_any_rows<T>;
+    const int64_t bytes = kernels::any_rows_bytes(p.key.size, p.value.size);
+    const int most = cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    require(bytes <= most, "keys of ", p.key.size, " and values of ", p.value.size, " features take ", bytes,
+            " bytes of shared memory, expected at most the ", most, " of this device");
     attend_in_parts(context, stream, a, kernels::kAnyRows, [&](dim3 grid) {
-      const int64_t bytes = kernels::any_rows_bytes(p.key.size, p.value.size);
       stream.launch("Attention", kernel, grid, kernels::kAnyThreads, static_cast<size_t>(bytes), *a);
     });
   }

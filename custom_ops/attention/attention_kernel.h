@@ -69,12 +69,12 @@ void attend(const attention::Problem<T>& problem, const attention::Task& task, c
   }
 }
 
-// Merges the `parts` partial results for the rows of `task`, which lie one after the other, into y.
+// Merges the `parts` partial results for the rows of `task`, which begin `stride` floats apart, into y.
 template <typename T>
 void combine(const attention::Problem<T>& problem, const attention::Task& task, int64_t parts, float* partials,
-             const attention::Memory& memory) {
+             int64_t stride, const attention::Memory& memory) {
   const Work<T> work{problem, task, nullptr, memory, task.rows()};
-  const int64_t dims = memory.value_dims, stride = attention::Partial::floats(work.rows, dims);
+  const int64_t dims = memory.value_dims;
   for (int64_t r = 0; r < work.rows; ++r) {
     float maximum = -kInfinity, total = 0.0f;
     for (int64_t i = 0; i < parts; ++i)

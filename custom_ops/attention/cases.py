@@ -188,6 +188,9 @@ def cases() -> Iterator[Case]:
 
     yield case(new=250, heads=(2, 2), size=8)  # several blocks of rows: present is written by tasks of its own
     yield case(new=250, past=3, heads=(2, 2), size=8, past_rows=1)
+    for dtype in EPSILON:  # several blocks of rows, the last one shorter, and several parts of the keys
+        yield case(new=28, past=600, heads=(32, 4), size=16, dtype=dtype)
+        yield case(new=30, past=700, heads=(14, 2), size=20, value_size=12, dtype=dtype)
     yield case(new=1, past=2500, heads=(4, 1), size=64, past_rows=1)  # parts of the keys, and a copy past the caches
     yield case(new=7, heads=(4, 2), past_rows=1)
 
@@ -219,6 +222,9 @@ def cases() -> Iterator[Case]:
         yield case(new=1, past=700, size=64, bias=Random((1, 8, 1, 701), scale=2.0), **few)
         yield case(new=1, past=700, size=128, window=90, past_rows=1, **few)
         yield case(new=300, queries=1, size=128, causal=0, **few)
+        # more tiles of new keys than warps that share them
+        yield case(new=600, queries=1, size=128, causal=0, **few)
+        yield case(batch=15, new=90, queries=1, size=64, heads=(14, 14), causal=0, dtype=dtype)
         yield shared(batch=1, length=900, room=1000, new=1, size=128, window=100, rotary=Rotary(128), **few)
         yield shared(batch=2, length=70, room=90, new=1, mask="blind", size=64, **few)
         yield shared(batch=9, length=2000, room=2048, new=1, mask="left", size=64, heads=(4, 1), dtype=dtype)

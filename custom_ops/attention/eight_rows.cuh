@@ -261,7 +261,8 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     }
     const uint32_t bits = __ballot_sync(0xffffffff, (shown.x | shown.y) != 0) & ((1u << tile.count) - 1);
     n += workers;
-    if (n - fresh_tiles < skipped) n += (skipped - n + fresh_tiles + workers - 1) / workers * workers;
+    if (n >= fresh_tiles && n - fresh_tiles < skipped)
+      n += (skipped - n + fresh_tiles + workers - 1) / workers * workers;
     const KeyTile next(n, fresh_tiles, fresh, past);
     if (n < tiles) fetch_keys(next);
 

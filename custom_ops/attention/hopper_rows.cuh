@@ -85,6 +85,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       make_barrier(&rows_full[stage], kCopierWarps);
       make_barrier(&rows_empty[stage], kConsumerWarps);
     }
+    publish_barriers();
   }
   __syncthreads();
   wait_for_previous();

@@ -28,7 +28,7 @@ class AttentionNode {
   static void infer(const ShapeInference& shapes) {
     const auto q = shapes.input(attention::kQ), k = shapes.input(attention::kK), v = shapes.input(attention::kV);
     const int64_t heads = shapes.integer("num_heads", 0), kv_heads = shapes.integer("kv_num_heads", 0);
-    if (!q || !k || !v || heads <= 0 || kv_heads <= 0) return;
+    if (!is_sequence(q) || !is_sequence(k) || !is_sequence(v) || heads <= 0 || kv_heads <= 0) return;
     const Dim unknown = Dim::unknown();
     const auto length = [](const TensorType& x) { return x.dims[x.dims.size() == 4 ? 2 : 1]; };
     const auto size = [&](const TensorType& x, int64_t heads) {
@@ -195,6 +195,10 @@ class AttentionNode {
   RotaryAttributes rotary_;
 
  private:
+  static bool is_sequence(const std::optional<TensorType>& x) {
+    return x && (x->dims.size() == 3 || x->dims.size() == 4);
+  }
+
   // The dimension of present where past has its rows.
   static Dim key_count(const ShapeInference& shapes, const Dim& fresh, int axis) {
     if (!shapes.has_input(attention::kPastKey)) return fresh;

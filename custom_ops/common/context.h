@@ -1,7 +1,9 @@
 // What an operator sees of the runtime: its attributes when it is created, its tensors and threads when it runs.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <optional>
 #include <string>
 
@@ -68,7 +70,8 @@ class Context {
   void* gpu_scratch(const OrtMemoryInfo* device, size_t bytes) const;
 
   // Calls body(begin, end) for disjoint ranges that cover [0, count), in parallel on the session's own threads where
-  // the work, estimated as count * nanoseconds_each, is worth the hand-over. The body must not throw.
+  // the work, estimated as count * nanoseconds_each, is worth the hand-over. What a body throws is thrown on, once all
+  // have returned.
   template <class Body>
   void parallel_for(int64_t count, double nanoseconds_each, const Body& body) const {
     const int64_t chunks = chunk_count(count, nanoseconds_each);
@@ -79,14 +82,21 @@ class Context {
     struct Job {
       const Body& body;
       int64_t count, chunks;
+      std::atomic_flag failed = ATOMIC_FLAG_INIT;
+      std::exception_ptr error;  // the first one
     } job{body, count, chunks};
     const auto run_chunk = [](void* user, size_t index) {
-      const Job& job = *static_cast<const Job*>(user);
+      Job& job = *static_cast<Job*>(user);
       const int64_t i = static_cast<int64_t>(index);
-      job.body(job.count * i / job.chunks, job.count * (i + 1) / job.chunks);
+      try {
+        job.body(job.count * i / job.chunks, job.count * (i + 1) / job.chunks);
+      } catch (...) {  // it must not reach the runtime's threads
+        if (!job.failed.test_and_set()) job.error = std::current_exception();
+      }
     };
     check(ort::api.KernelContext_ParallelFor(context_, run_chunk, static_cast<size_t>(chunks),
                                              static_cast<size_t>(chunks), &job));
+    if (job.error) std::rethrow_exception(job.error);
   }
 
  private:

@@ -48,8 +48,19 @@ const auto& of_current_device(const Find& find) {
   return known;
 }
 
-// Whether kernels, as compiled for the current device, can wait for those before them, see early_start.cuh.
+// Whether kernels, as compiled for the current device, can wait for those before them, see early_start.cuh, and its
+// blocks can have kMostSharedBytes: compute capability 9.0 and 10.0, not 12.0.
 bool can_start_early();
+
+inline constexpr int kMostSharedBytes = 227 << 10;
+
+// Lets a kernel have all the shared memory that the current device grants a block. A limit as large as each launch
+// needs would be lowered by other threads before the launch.
+void allow_most_shared_memory(const void* kernel, const char* name);
+
+// Has a kernel's multiprocessors divide their memory as those of all others that start early: kernels share one only
+// then. 196 KB are shared, 60 KB are for loads on their way to registers.
+void divide_memory_alike(const void* kernel, const char* name);
 
 inline constexpr int kMostClusterBlocks = 8;  // of a cluster that every device grants
 
@@ -86,12 +97,7 @@ class Stream {
   template <class... Parameters, class... Arguments>
   void launch_clusters(const char* name, bool early, void (*kernel)(Parameters...), dim3 grid, unsigned cluster,
                        unsigned threads, size_t shared_bytes, const Arguments&... arguments) const {
-    if (early) {
-      // Kernels share a multiprocessor only where they divide its memory alike: 196 KB shared, 60 KB for loads on their
-      // way to registers.
-      constexpr int kSharedPercent = 80;
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedPercent), name);
-    }
+    if (early) divide_memory_alike(reinterpret_cast<const void*>(kernel), name);
     launch_as(early, cluster, name, kernel, grid, threads, shared_bytes, arguments...);
   }
 
@@ -107,10 +113,7 @@ class Stream {
                  unsigned threads, size_t shared_bytes, const Arguments&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     constexpr size_t kWithoutAsking = 32 << 10;  // 48, but for what kernels declare themselves
-    if (shared_bytes > kWithoutAsking) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-            name);
-    }
+    if (shared_bytes > kWithoutAsking) allow_most_shared_memory(reinterpret_cast<const void*>(kernel), name);
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = threads;

@@ -17,7 +17,8 @@ bool can_start_early() {
     cudaFuncAttributes attributes;
     check(cudaFuncGetAttributes(&attributes, any_kernel), "the attributes of a kernel");
     // Code for 8.0 that a newer device compiled for itself does not wait.
-    return attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+    const bool waits = attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+    return waits && device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kMostSharedBytes;
   });
 }
 

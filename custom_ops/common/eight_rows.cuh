@@ -20,10 +20,9 @@
 
 namespace onnxfuse::cuda {
 
-inline constexpr int kEightRows = 8;           // of the tensor cores' B
-inline constexpr int kEightDepth = 16;         // of a product of theirs
-inline constexpr int kEightColumns = 64;       // of a warp
-inline constexpr int kMostShared = 227 << 10;  // bytes of a block
+inline constexpr int kEightRows = 8;      // of the tensor cores' B
+inline constexpr int kEightDepth = 16;    // of a product of theirs
+inline constexpr int kEightColumns = 64;  // of a warp
 
 // Of kMatrices side by side: warps across the tile and along the slice.
 template <int kMatrices_, int kAcross_, int kAlong_, int kRing_>
@@ -281,7 +280,7 @@ void launch_eight_rows(const Stream& stream, const char* name, const Row<T, T>& 
                        const Columns& columns, bool constant) {
   const int64_t tiles = divide_up(columns.vectors, Shape::kTile / kLanes<T>);
   int64_t slices = one_row_slices(tiles, row.depth);
-  while (eight_rows_bytes<Shape>(row, slices) > kMostShared) ++slices;
+  while (eight_rows_bytes<Shape>(row, slices) > kMostSharedBytes) ++slices;
   // No block shares a multiprocessor with another one.
   const int64_t bytes = std::max<int64_t>(eight_rows_bytes<Shape>(row, slices), kBytesAlone);
   stream.launch_clusters(name, true, eight_rows_cuda<Shape, T, Columns>, blocks(tiles * slices),
@@ -317,7 +316,7 @@ bool fits_eight_rows(const Row<T, T>& row) {
                            is_aligned(row.sum) && is_aligned(row.norm_weight);
   const int64_t bytes = std::max(eight_rows_bytes<NarrowEightRows<kMatrices>>(row, kMostClusterBlocks),
                                  eight_rows_bytes<WideEightRows<kMatrices>>(row, kMostClusterBlocks));
-  return can_start_early() && has_vectors && bytes <= kMostShared;
+  return can_start_early() && has_vectors && bytes <= kMostSharedBytes;
 }
 
 }  // namespace onnxfuse::cuda

@@ -175,17 +175,22 @@ OrtCustomOpDomain* domain_of(const std::set<Op*>& wanted) {
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const onnxfuse::ort::ApiBase* base) {
   using namespace onnxfuse;
-  if (api_version(*base) < ort::kApiVersion) {
-    const std::string text =
-        std::string("onnxfuse needs ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString() + "; upgrade it";
+  const auto refuse = [base](const std::string& text) {
     using CreateStatus = OrtStatus* (*)(int, const char*);
     return reinterpret_cast<CreateStatus>(base->GetApi(1)[0])(ort::kErrorFail, text.c_str());
+  };
+  if (api_version(*base) < ort::kApiVersion) {
+    return refuse(std::string("onnxfuse needs ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString() +
+                  "; upgrade it");
   }
-  static const bool table_was_read = [&] {
+  static const ort::ApiBase* const runtime = [base] {
     ort::api = read_table(*base);
-    return true;
+    return base;
   }();
-  static_cast<void>(table_was_read);
+  if (base != runtime) {  // its objects would be handed to the functions of the first one
+    return refuse(std::string("onnxfuse serves one ONNX Runtime in a process: version ") + runtime->GetVersionString() +
+                  " has loaded it already, this is another copy, version " + base->GetVersionString());
+  }
   try {
     simd_target();  // a bad ONNXFUSE_SIMD is reported here, not at the first run
     const std::set<Op*> wanted = wanted_ops(options);

@@ -9,7 +9,8 @@ ONNXFUSE_INLINE void for_lanes(int64_t n, const Body& body) {
   if (i < n) body(i, n - i);
 }
 
-// e^x. Max error 1.1 ulp (to be measured), denormal results included; 0 below -104, infinity above 88.73, NaN for NaN.
+// e^x. Max error 0.94 ulp, 1.21 where fma rounds twice (over a third of all floats), denormal results included; 0 below
+// -104, infinity above 88.73, NaN for NaN.
 ONNXFUSE_INLINE Vec exp(Vec x) {
   x = min(splat(89.0f), max(splat(-104.0f), x));
   const Vec n = round(x * splat(1.44269504f));

@@ -34,9 +34,9 @@ ONNXFUSE_INLINE float largest(Vec a) { return a.v; }                      // ove
 ONNXFUSE_INLINE Pair deinterleave(Vec first, Vec second) { return {first, second}; }
 ONNXFUSE_INLINE Pair interleave(Pair a) { return a; }
 
-// a * 2^n for integers -252 <= n <= 254, rounded once; n is given as floats.
+// a * 2^n for integers -252 <= n <= 254, rounded once; n is given as floats. For a NaN as n, a is one, too.
 ONNXFUSE_INLINE Vec scale_by_power_of_two(Vec a, Vec n) {
-  const int32_t whole = static_cast<int32_t>(n.v), half = whole >> 1;
+  const int32_t whole = n.v == n.v ? static_cast<int32_t>(n.v) : 0, half = whole >> 1;
   const auto power = [](int32_t e) { return bit_cast<float>(static_cast<uint32_t>(e + 127) << 23); };
   return {a.v * power(half) * power(whole - half)};
 }

@@ -3,9 +3,10 @@
 #include "rms_norm/entering_rows_kernel.h"
 
 // The standard normal distribution function, (1 + erf(x / sqrt 2)) / 2. For t = |x| it is e^(-t^2/2) q(t) or one minus
-// that, with q(t) = p(s) / (t + 2.5) and s = (t - 2.5) / (t + 2.5); p was fitted over 0 <= t <= 15 to 1.5e-8 relative.
+// that, with q(t) = p(s) / (t + 2.5) and s = (t - 2.5) / (t + 2.5); p was fitted over 0 <= t <= 15 to 1.5e-8 relative;
+// beyond, e^(-t^2/2) is 0 in float32.
 ONNXFUSE_INLINE Vec normal_distribution(Vec x) {
-  const Vec t = abs(x), inverse = splat(1) / (t + splat(2.5f)), s = (t - splat(2.5f)) * inverse;
+  const Vec t = min(splat(15.0f), abs(x)), inverse = splat(1) / (t + splat(2.5f)), s = (t - splat(2.5f)) * inverse;
   Vec p = splat(-1.5770350e-4f);
   p = fma(p, s, splat(-3.1162458e-4f));
   p = fma(p, s, splat(6.8441342e-4f));
