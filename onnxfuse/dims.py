@@ -208,7 +208,7 @@ def broadcast(a: Size | None, b: Size | None) -> Size | None:
     if a is None or b is None:
         return None
     for cut, whole in ((a, b), (b, a)):
-        if _is_cut_of(cut, whole):
+        if is_cut_of(cut, whole):
             return whole
     return _operation("broadcast", *sorted((a, b), key=repr))
 
@@ -218,7 +218,7 @@ def may_be_a_cut(value: Size) -> bool:
     return any(atom.op not in ("size", "value") for monomial, _ in _terms(value) for atom in monomial)
 
 
-def _is_cut_of(cut: Size, whole: Size) -> bool:
+def is_cut_of(cut: Size, whole: Size) -> bool:
     """Whether `cut` is what a table with n > 1 rows has of rows i to i + `whole`: where the two meet, it has them all.
 
     With fewer rows they meet in one case only: `cut` is 0 and `whole` is 1, one token behind the table's end, of which

@@ -13,6 +13,7 @@ Refuses: another sign or order of the halves, a table that doesn't have one row 
 import numpy as np
 import onnx_ir as ir
 
+from onnxfuse.dims import is_cut_of
 from onnxfuse.dsl import Refuse, any_of, attr, fusion, maybe, op, scalar, tensor
 from onnxfuse.fragments import halves
 from onnxfuse.precision import rounds_no_further
@@ -191,9 +192,9 @@ def source(m):
     return m.x or m.rows
 
 
-def fits(a, b):
-    """Whether two sizes may be equal: not two different known ones, nor a known one against an open one."""
-    return a == b or not (isinstance(a, int) or isinstance(b, int))
+def fits(rows, size):
+    """Whether a table may have a row for each of `size`: not where only one of the numbers is known, but for a cut."""
+    return rows == size or not (isinstance(rows, int) or isinstance(size, int)) or is_cut_of(rows, size)
 
 
 def turns_backwards(cos, sin):

@@ -108,3 +108,17 @@ def test_positions_of_unknown_rank_are_refused(made):
     model = model_of(body, "int64[B,S] ids", "float[B,S,W] y, float[B,S,W] z", CONSTANTS)
     model.graph.inputs[0].shape = None
     assert not onnxfuse.optimize(model, fusions=["rotary_table"], verify="none").report.fused
+
+
+@pytest.mark.parametrize("tokens", ["4", "S"])
+def test_rows_of_a_table_from_a_place_of_the_run_are_one_for_each_token(tokens):
+    """Where the table ended earlier, or the place counted from its end, they would not meet."""
+    body = """
+        length = Shape<start=2, end=3>(x) end = Add(place, length)
+        c = Slice(cos, place, end, nought) s = Slice(sin, place, end, nought)
+        x1 = Slice(x, nought, half, last) x2 = Slice(x, half, far, last) minus = Neg(x2)
+        turned = Concat<axis=-1>(minus, x1) a = Mul(x, c) b = Mul(turned, s) y = Add(a, b)
+    """
+    tables = f"float[16,{D}] cos, float[16,{D}] sin, int64[1] place"
+    model = model_of(body, f"float[2,{N},{tokens},{D}] x, {tables}", f"float[2,{N},{tokens},{D}] y", CONSTANTS)
+    assert onnxfuse.optimize(model).report.fused == {"RotaryEmbedding": 1}
