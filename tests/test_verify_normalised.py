@@ -64,8 +64,17 @@ def test_what_was_not_compared_is_not_called_verified(body, reason):
 def test_a_large_model_is_compared_match_by_match_only(monkeypatch):
     monkeypatch.setattr(normalised, "LARGEST", 100)
     verification = onnxfuse.optimize(embedding_model()).report.verification
-    assert verification.passed and "GiB of weights; --verify model compares it" in verification.notes[0]
+    assert verification.passed and "GiB of weights and inputs; --verify model compares it" in verification.notes[0]
     assert onnxfuse.optimize(embedding_model(), fusions=()).report.verification.passed is None
+
+
+def test_weights_that_are_inputs_count(monkeypatch):
+    monkeypatch.setattr(normalised, "LARGEST", 1000)
+    outputs = "float[B,64] y"
+    for rows, compared in ((3, True), (4, False)):
+        model = model_of("y = MatMul(x, w)", f"float[B,{rows}] x, float[{rows},64] w", outputs)
+        note = onnxfuse.optimize(model).report.verification.notes[0]
+        assert ("not compared" in note) is not compared
 
 
 def test_people_read_that_nothing_was_verified(tmp_path, capsys, monkeypatch):

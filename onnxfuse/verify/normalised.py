@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,13 +10,18 @@ import onnx_ir as ir
 
 from onnxfuse import model_io
 from onnxfuse.errors import UsageError
+from onnxfuse.facts import declared_size
 from onnxfuse.normalise.constants import RANDOM
 from onnxfuse.report import Verification
+from onnxfuse.verify.compare import TOLERANCES, coarsest_arithmetic
 from onnxfuse.verify.interface import Interface, Point
 from onnxfuse.verify.model import Model, validate
 
 POINTS = (Point(2, 4, 5), Point(1, 1, 0))
-LARGEST = 1 << 29  # bytes of weights: with so many both models take as long to load as all matches to be tried
+LARGEST = 1 << 29  # bytes of weights and inputs: with so many both models take as long as all matches
+# Times what two whole models may differ by, but at most half: normalising moves few roundings, which a network may
+# amplify as it likes, and what it gets wrong is wrong by more.
+MARGIN, MOST = 10, 0.5
 
 
 def unchanged(
@@ -33,7 +39,8 @@ def unchanged(
         settled = dict.fromkeys(map(interface.settle, POINTS))
         points = [point for point in settled if point.past >= 0 and point.length >= 1]
         try:
-            found = validate(original, normalised, points=points, progress=progress)
+            tolerance = min(MARGIN * TOLERANCES[coarsest_arithmetic(graph)], MOST)
+            found = validate(original, normalised, tolerance=tolerance, points=points, progress=progress)
         except UsageError as error:
             reason = str(error)
         else:
@@ -43,11 +50,19 @@ def unchanged(
     return Verification("match", None, notes=(f"normalising was not compared with the original: {reason}",))
 
 
+def _least_bytes(value: ir.Value) -> int:
+    """The size of an input of which each open dimension is one: some exports take their weights as inputs."""
+    if value.shape is None or value.dtype is None:
+        return 0
+    return math.prod(size for size in map(declared_size, value.shape) if isinstance(size, int)) * value.dtype.itemsize
+
+
 def _obstacle(graph: ir.Model) -> str | None:
     held = (value.const_value for part in graph.graphs() for value in part.initializers.values())
     size = sum(tensor.nbytes for tensor in held if tensor is not None)
+    size += sum(_least_bytes(value) for value in graph.graph.inputs)
     if size > LARGEST:
-        return f"it has {size / 2**30:.1f} GiB of weights; --verify model compares it"
+        return f"it has {size / 2**30:.1f} GiB of weights and inputs; --verify model compares it"
     drawn = next(
         (node.op_type for node in ir.traversal.RecursiveGraphIterator(graph.graph) if node.op_type in RANDOM), ""
     )
