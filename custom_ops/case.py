@@ -94,6 +94,12 @@ class Case:
         return {name: array(spec) for name, spec in self.inputs.items()}
 
 
+def _dtype(spec: Random | np.ndarray) -> ir.DataType:
+    return ir.DataType.from_numpy(
+        np.dtype(DTYPES.get(spec.dtype, spec.dtype) if isinstance(spec, Random) else spec.dtype)
+    )
+
+
 def single_node_model(
     operator: str, case: Case, opset: int, shapes: Sequence[tuple[int, ...]] | None = None
 ) -> ir.Model:
@@ -101,10 +107,7 @@ def single_node_model(
 
     `shapes` are those of the outputs, not stated in the model by default.
     """
-    inputs = [
-        None if array is None else ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
-        for name, array in case.arrays().items()
-    ]
+    inputs = [None if spec is None else ir.val(name, _dtype(spec), spec.shape) for name, spec in case.inputs.items()]
     outputs = [ir.val(name, ir.DataType.from_numpy(DTYPES[dtype])) for name, dtype in case.made.items()]
     for value, shape in zip(outputs, shapes or (), strict=shapes is not None):
         value.shape = ir.Shape(shape)

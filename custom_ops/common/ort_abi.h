@@ -37,8 +37,6 @@ inline constexpr int kErrorInvalidArgument = 2;
 inline constexpr int kRequired = 0;
 inline constexpr int kOptional = 1;
 inline constexpr int kAttributeInt = 1;
-inline constexpr int kAttributeFloat = 3;
-inline constexpr int kAttributeString = 5;
 inline constexpr int kArenaAllocator = 1;
 inline constexpr int kMemoryDefault = 0;
 
