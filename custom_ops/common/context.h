@@ -83,7 +83,7 @@ class Context {
       const Body& body;
       int64_t count, chunks;
       std::atomic_flag failed = ATOMIC_FLAG_INIT;
-      std::exception_ptr error;  // the first one
+      std::exception_ptr error = nullptr;  // the first one
     } job{body, count, chunks};
     const auto run_chunk = [](void* user, size_t index) {
       Job& job = *static_cast<Job*>(user);
