@@ -78,12 +78,12 @@ def test_body_on_cuda_agrees_with_the_reference(operator: str, case: Case) -> No
     check(case, session.run(None, feed(case)), want, more=case.body_absolute)
 
 
-IN_THE_MASK = "shows keys up to"  # which only the device can read
+IN_THE_MASK, IN_THE_IDS = "shows keys up to", "is no row of the table"  # which only the device can read
 
 
 @pytest.mark.parametrize(
     ("operator", "case", "message"),
-    [entry for entry in REFUSED if entry[0] in HAVE and IN_THE_MASK not in entry[2]],
+    [entry for entry in REFUSED if entry[0] in HAVE and IN_THE_MASK not in entry[2] and IN_THE_IDS not in entry[2]],
     ids=str,
 )
 def test_cuda_kernel_refuses_bad_input(operator: str, case: Case, message: str) -> None:
@@ -119,6 +119,15 @@ def test_a_mask_that_does_not_fit_the_shared_cache_gives_nan_and_writes_nothing(
     assert np.isnan(y).all()
     np.testing.assert_array_equal(key, case.arrays()["past_key"])
     np.testing.assert_array_equal(value, case.arrays()["past_value"])
+
+
+@pytest.mark.parametrize("case", [case for _, case, message in REFUSED if IN_THE_IDS in message], ids=str)
+def test_an_id_that_is_no_row_gives_nan_alone(case: Case) -> None:
+    ids, table = case.arrays().values()
+    is_row = (ids >= -len(table)) & (ids < len(table))
+    (y,) = run("Embedding", case)
+    assert np.isnan(y[~is_row]).all() and (~is_row).any()
+    np.testing.assert_array_equal(y[is_row], table[ids[is_row]])
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])

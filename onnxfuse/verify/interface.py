@@ -28,6 +28,7 @@ from onnxfuse.facts import declared_size
 
 FREE_SIZES = (4, 16, 32, 64, 80, 96, 128, 256)  # of a symbolic dimension that nothing explains
 LAYOUT_CHANGES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
+SELECTING = {("Gather", 1): 0, ("Embedding", 0): 1}  # where ids go in, and the table from whose rows they select
 UNKNOWN_VOCABULARY = 64  # token ids drawn below this where the embedding table is not found
 
 
@@ -155,8 +156,8 @@ def _role_axes(role: str, dims: tuple[int | str | None, ...]) -> tuple[str | Non
 def _rows_indexed_by(value: ir.Value) -> int | None:
     """Rows of the table that `value` selects from, following it through casts and reshapes."""
     for node, index in _readers(value):
-        if node.op_type == "Gather" and index == 1:
-            table = node.inputs[0]
+        if (node.op_type, index) in SELECTING:
+            table = node.inputs[SELECTING[node.op_type, index]]
             if table.shape is None and table.const_value is not None:
                 return table.const_value.shape[0]
             if table.shape is not None and len(table.shape) == 2 and isinstance(table.shape[0], int):
