@@ -20,8 +20,8 @@ void launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
   items.tiles = static_cast<int>(divide_up(p.rows(), kHopperRows));
   const int64_t sections = divide_up(heads, std::clamp<int64_t>(kCached / head_bytes, 1, heads));
   items.heads_at_once = static_cast<int>(divide_up(heads, sections));
-  items.count = heads * items.tiles;
-  const int64_t grid = std::min<int64_t>(items.count, device_attribute(cudaDevAttrMultiProcessorCount));
+  items.count = static_cast<int>(onnxfuse::cuda::blocks(heads * items.tiles));
+  const int grid = std::min(items.count, device_attribute(cudaDevAttrMultiProcessorCount));
   const auto launch = [&](auto most, auto plain) {
     constexpr int kSize = decltype(most)::value;
     const auto map = [&](const auto& rows, int64_t count, int64_t size) {
