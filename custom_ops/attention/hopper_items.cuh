@@ -5,12 +5,13 @@
 
 namespace onnxfuse::attention::cuda {
 
-inline constexpr int kHopperRows = 128;
+inline constexpr int kHopperRows = 128, kHopperWarpRows = 16;
 
 // The items, those with the most keys first. All rows of `heads_at_once` heads come before the next heads, so that
 // their keys and values stay in the cache.
 struct Items {
   int count, heads_at_once, tiles;  // the last two of batch times heads, and of rows
+  bool whole_groups;                // a warp's rows are all heads of some queries: the copy engine moves q and y
 };
 
 // Where an item is, and which keys its rows see.

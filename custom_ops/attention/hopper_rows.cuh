@@ -3,20 +3,21 @@
 // A block works on one item after the other: 128 rows of one key-value head, all the keys that any of them sees. Its
 // first warpgroup copies: the rows of q, then tiles of kKeys keys and values, two of each in shared memory, and which
 // keys of a tile the padding mask shows, a bit each. The copy engine takes whole tiles; threads copy those that hold
-// the end of the past or of the keys, with zeros behind it: a shared cache may hold anything there. The other two
-// warpgroups own 64 rows each: scores and sums stay in registers, and the weights multiply the values from there. While
-// the tensor cores multiply a tile's weights by its values and the next keys by q, the weights of the next tile are
-// computed; the two warpgroups take turns, so that one computes weights while the other multiplies. Tiles that no row
-// of an item sees are skipped; only tiles on the border of what is visible look at single keys. If asked to, each item
-// writes some of its tiles to present. Each block looks for the length of a shared cache in the mask unless it is told.
+// the end of the past or of the keys, with zeros behind it: a shared cache may hold anything there. The engine moves q
+// and y, too, where a warp's rows are whole groups. The other two warpgroups own 64 rows each: scores and sums stay in
+// registers, and the weights multiply the values from there. While the tensor cores multiply a tile's weights by its
+// values and the next keys by q, the weights of the next tile are computed; the two warpgroups take turns, so that one
+// computes weights while the other multiplies. Tiles that no row of an item sees are skipped; only tiles on the border
+// of what is visible look at single keys. If asked to, each item writes some of its tiles to present. Each block looks
+// for the length of a shared cache in the mask unless it is told.
 //
 // Shared memory, head size 128: q of two items 2 x 32 KiB, keys and values 2 x 64 KiB; q's place takes the results on
 // their way out. Head sizes are multiples of 8 up to kSize; the features up to kSize are zeros. Weights are rounded to
 // T before they multiply values.
 //
 // Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask. On an H200, which multiplies large
-// float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 437 TFLOP/s at 2048 rows, 410 where present is written,
-// too; 525 at 8192 rows; 537 without the causal mask at 2048.
+// float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 415 TFLOP/s at 2048 rows where present is written, too;
+// 525 at 8192 rows and 537 without the causal mask at 2048 where it is not.
 //
 // Sources: Dao 2023, FlashAttention-2, arXiv:2307.08691; Shah et al. 2024, FlashAttention-3, arXiv:2407.08608.
 #pragma once
@@ -42,6 +43,7 @@ struct CacheMaps {
 
 struct Maps {
   CacheMaps keys, values;
+  CUtensorMap q, y;  // in tiles of the rows of an item, and of a warp
 };
 
 template <typename T, int kSize>
@@ -189,13 +191,25 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int rows_stage = items_done % kRowsStages;
       wait(&rows_empty[rows_stage], items_done / kRowsStages % 2 ^ 1);
       const uint32_t to_rows = shared_address(rows_tile(rows_stage));
-      RowWalk walk(place, item.first + own_row, kStep);
+      if (items.whole_groups) {
+        if (own == 0) {
+          expect_bytes(&rows_full[rows_stage], Memory::kRowsBytes);
+#pragma unroll
+          for (int slab = 0; slab < Memory::kSlabs; ++slab) {
+            copy_slab_of_groups(to_rows + slab * kRowsSlab, maps.q, slab * kSlab, place.query_of(item.first), item.head,
+                                item.b, &rows_full[rows_stage]);
+          }
+        }
+      } else {
+        RowWalk walk(place, item.first + own_row, kStep);
 #pragma unroll 4
-      for (int r = own_row; r < kHopperRows && chunk < kChunks; r += kStep, walk.next()) {
-        const bool exists = item.first + r < item.rows && chunk * 8 < p.key.size;
-        copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), exists ? walk.at(p.q) + chunk * 8 : p.q.data, exists);
+        for (int r = own_row; r < kHopperRows && chunk < kChunks; r += kStep, walk.next()) {
+          const bool exists = item.first + r < item.rows && chunk * 8 < p.key.size;
+          const T* const from = exists ? walk.at(p.q) + chunk * 8 : p.q.data;
+          copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), from, exists);
+        }
+        commit_copies();
       }
-      commit_copies();
       announce_keys(tiles, is_shown);
       wait_for_copies<0>();
       publish();
@@ -350,17 +364,31 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         *reinterpret_cast<uint32_t*>(q + chunk_offset(kHopperRows, row, n) + lane % 4 * 4) = both;
       }
     }
-    __syncwarp();
-    constexpr int kStep = kWarp / kColumns;
-    const int chunk = lane % kColumns, begin = team * 64 + warp * 16, own_row = begin + lane / kColumns;
-    RowWalk walk(place, item.first + own_row, kStep);
+    const int begin = team * 64 + warp * 16;
+    if (items.whole_groups) {
+      publish();
+      __syncwarp();
+      if (lane == 0) {
+#pragma unroll
+        for (int slab = 0; slab < Memory::kSlabs; ++slab) {
+          store_slab_of_groups(maps.y, slab * kSlab, place.query_of(item.first + begin), item.head, item.b,
+                               shared_address(q) + slab * kRowsSlab + begin * kSlabRow);
+        }
+        commit_stores();
+        wait_for_stores();
+      }
+    } else {
+      __syncwarp();
+      constexpr int kStep = kWarp / kColumns;
+      const int chunk = lane % kColumns, own_row = begin + lane / kColumns;
+      RowWalk walk(place, item.first + own_row, kStep);
 #pragma unroll 4
-    for (int r = own_row; r < begin + 16; r += kStep, walk.next()) {
-      if (item.first + r >= item.rows || chunk * 8 >= p.value.size) continue;
-      *reinterpret_cast<uint4*>(walk.at(p.y) + chunk * 8) =
-          *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
+      for (int r = own_row; r < begin + 16; r += kStep, walk.next()) {
+        if (item.first + r >= item.rows || chunk * 8 >= p.value.size) continue;
+        *reinterpret_cast<uint4*>(walk.at(p.y) + chunk * 8) =
+            *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
+      }
     }
-    __syncwarp();
     release(&rows_empty[rows_stage]);
     ++items_done;
   }
