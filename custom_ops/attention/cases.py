@@ -211,6 +211,7 @@ def cases() -> Iterator[Case]:
     for new in (63, 64, 127, 128, 129, 255, 256, 257):
         yield case(new=new, heads=(2, 2), size=128, dtype="float16")
         yield case(new=new, past=128, heads=(7, 1), size=64, dtype="float16")
+        yield case(batch=2, new=new, past=5, heads=(6, 2), size=200, dtype="float16")
 
     # Up to eight rows of 16-bit numbers on CUDA: tiles of 16 keys, dealt to warps and blocks.
     for dtype in ("float16", "bfloat16"):

@@ -24,7 +24,7 @@ struct HeadPlace {
   __device__ HeadPlace(const Problem<T>& p, int64_t b, int64_t head, int keys)
       : b(b),
         head(head),
-        group(static_cast<int>(p.heads / p.kv_heads)),
+        group(static_cast<int>(p.heads) / static_cast<int>(p.kv_heads)),
         rows(static_cast<int>(p.queries) * group),
         offset(keys - static_cast<int>(p.queries)) {}
 
@@ -41,6 +41,35 @@ struct HeadPlace {
     const int existing = min(row, rows - 1), i = query_of(existing);
     return Query<T>(a, b, static_cast<int>(head) * group + existing - i * group, i, offset);
   }
+};
+
+// Rows of a key-value head that lie equally far apart, one after the other: only the first is divided for.
+class RowWalk {
+ public:
+  __device__ RowWalk(const HeadPlace& place, int row, int step)
+      : place_(place),
+        query_(place.query_of(row)),
+        member_(row - query_ * place.group),
+        queries_(place.query_of(step)),
+        members_(step - queries_ * place.group) {}
+
+  template <typename T>
+  __device__ T* at(const Rows<T>& x) const {
+    return row_of(x, place_.b, place_.head * place_.group + member_, query_);
+  }
+
+  __device__ void next() {
+    query_ += queries_;
+    member_ += members_;
+    if (member_ < place_.group) return;
+    member_ -= place_.group;
+    ++query_;
+  }
+
+ private:
+  const HeadPlace& place_;
+  int query_, member_;     // of the row: which query, and which head of its group
+  int queries_, members_;  // of a step
 };
 
 // Keys begin..end-1, which all of some rows see, were it not for the mask.
