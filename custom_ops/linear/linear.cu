@@ -125,13 +125,15 @@ class Linear : public LinearNode<T> {
                 const Product& product) const {
     const Weight& weight = product.weight;
     if (weight.columns == 0) return;
+    const bool vectors =
+        has_vectors<T>(weight) && is_aligned(h) && is_aligned(product.y) && depth % 8 == 0 && depth > 0;
+    const bool few = vectors && rows <= kFewRows;  // float32 then has a kernel as quick as cuBLAS, and exact
+    const bool is_plain = !weight.packed && weight.dtype == kDTypeOf<T> && depth > 0;
+    if (is_plain && cublas_ != nullptr && !(few && sizeof(T) == 4)) {
+      return multiply_on_cublas(context, stream, h, rows, depth, product);
+    }
     if constexpr (sizeof(T) == 2) {
-      const bool vectors =
-          has_vectors<T>(weight) && is_aligned(h) && is_aligned(product.y) && depth % 8 == 0 && depth > 0;
-      if (vectors && cublas_ != nullptr && !weight.packed) {
-        return multiply_on_cublas(context, stream, h, rows, depth, product);
-      }
-      if (vectors && rows > kFewRows) {
+      if (vectors && !few) {
         return mlp::cuda::many_rows<false>(stream, kName, product_of<T>(h, rows, depth, product));
       }
     }
