@@ -19,7 +19,7 @@ using cuda::Matrix;
 using mlp::cuda::Product;
 
 constexpr const char* kName = "GatedMLP";
-constexpr int64_t kFewRows = 8;  // of a kernel of our own, beyond one row only of float32 or where there is no cuBLAS
+constexpr int64_t kFewRows = 8;  // of a kernel of our own, fewer where there is cuBLAS
 
 template <typename T>
 class GatedMLP : public GatedMLPNode<T> {
@@ -68,7 +68,8 @@ class GatedMLP : public GatedMLPNode<T> {
       if (vectors && plain && mlp::cuda::is_for_hopper(a.rows)) return run_on_hopper(context, stream, a);
     }
     const bool has_cublas = plain && cublas_ != nullptr;
-    const bool few = vectors && a.rows <= (sizeof(T) == 2 && has_cublas ? 1 : kFewRows);
+    const int64_t few_rows_beside_cublas = sizeof(T) == 2 ? 1 : mlp::cuda::few_float32_rows(stream);
+    const bool few = vectors && a.rows <= (has_cublas ? few_rows_beside_cublas : kFewRows);
     if (vectors && !few && has_cublas) return run_on_cublas(context, stream, a);
     if constexpr (sizeof(T) == 2) {
       if (vectors && !few) {
