@@ -215,7 +215,7 @@ class Attention : public AttentionNode<T> {
     if constexpr (sizeof(T) == 2) {
       if (is_for_hopper(p)) return kernels::attend_on_hopper(stream, *a);
     }
-    if (has_vectors(p, kernels::kManyFeatures)) return attend_with_tensor_cores(stream, *a);
+    if (p.rows() > kFewRows && has_vectors(p, kernels::kManyFeatures)) return attend_with_tensor_cores(stream, *a);
     const auto kernel = kernels::attention_cuda_any_rows<T>;
     attend_in_parts(context, stream, a, kernels::kAnyRows, [&](dim3 grid) {
       const int64_t bytes = kernels::any_rows_bytes(p.key.size, p.value.size);
