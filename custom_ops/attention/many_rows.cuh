@@ -11,8 +11,8 @@
 // such numbers, see Factor.
 //
 // Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask. On an H200 at 2048 rows, 32 heads of
-// 128: 146 TFLOP/s causal and 240 without the mask, where FlashAttention-2 reaches 205 and 333. Of float32 what feeds
-// the tensor cores, LIMIT.
+// 128: 146 TFLOP/s causal and 240 without the mask, where FlashAttention-2 reaches 205 and 333. Float32 waits for what
+// feeds them: 58 TFLOP/s causal in TF32, 28 as exact as float32.
 //
 // Source: Dao 2023, FlashAttention-2, arXiv:2307.08691.
 #pragma once
