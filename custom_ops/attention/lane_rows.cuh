@@ -85,19 +85,22 @@ struct SeenByAll {
   }
 };
 
+template <int kKeys>
+inline constexpr int kWordsOf = (kKeys + 31) / 32;  // of their bits
+
 template <typename T, int kKeys, bool kPlain>
 struct LaneRows {
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};  // largest score and sum of weights so far, the lane's own
   float less[2];                                             // what earlier sums of values are worth
 
   // Scores of the tile of keys from `start` on become weights. `row`: the lane's first. `bits`: the keys that exist and
-  // that the padding mask shows.
+  // that the padding mask shows; bits of no key are set.
   __device__ void weigh(const Arguments<T>& a, const HeadPlace& place, const SeenByAll& seen, int row, int start,
                         const uint32_t* bits, float (&scores)[kKeys / 2]) {
     const int lane = threadIdx.x % kWarp;
     uint32_t shown = 0xffffffff;
 #pragma unroll
-    for (int w = 0; w < kKeys / 32; ++w) shown &= bits[w];
+    for (int w = 0; w < kWordsOf<kKeys>; ++w) shown &= bits[w];
     if (!kPlain || shown != 0xffffffff || start < seen.begin || start + kKeys > seen.end) {
       const Query<T> queries[2] = {place.query(a, row), place.query(a, row + 8)};
 #pragma unroll

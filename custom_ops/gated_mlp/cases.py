@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnxfuse.custom_ops.case import EPSILON, Case, Random
+from onnxfuse.custom_ops.case import EPSILON, TF32_EPSILON, Case, Random
 from onnxfuse.custom_ops.linear.cases import normal_rows, packed_form, product_error, scales_of
 
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -98,6 +98,8 @@ def case(
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
         absolute=product * tails * max(order, order**2) + rounded * bool(norm),
         cuda_absolute=rounded,  # of gate, up and their product
+        # Two factors of every product are cut off by up to a unit, see Linear's cases.
+        tf32_absolute=10 * tails * TF32_EPSILON * max(order, order**2) if dtype == "float32" else 0,
         benchmark=benchmark,
         device=device,
         flops=2.0 * math.prod(rows) * (2 * h * i + i * o),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from onnxfuse.custom_ops.case import EPSILON, INT8_RMS, Case, Random
+from onnxfuse.custom_ops.case import EPSILON, INT8_RMS, TF32_EPSILON, Case, Random
 from onnxfuse.custom_ops.int8 import SCALED_ROWS, numbers_shape, scales_shape
 from onnxfuse.custom_ops.packing import packed_shape
 
@@ -119,6 +119,9 @@ def case(
         attributes={"epsilon": 1e-5} if norm else {},
         relative=EPSILON[dtype] / 2 + 4 * EPSILON["float32"],
         absolute=absolute * tails * size,
+        # Both factors of every product may be cut off, by up to a unit and towards zero, and so is a sum then; results
+        # are up to 5 or so.
+        tf32_absolute=10 * TF32_EPSILON * tails * size if dtypes == ("float32", "float32") else 0,
         benchmark=benchmark,
         device=device,
         flops=2.0 * math.prod(rows) * depth * sum(columns) if math.prod(rows) > 32 else 0.0,
