@@ -19,6 +19,34 @@
 
 #if ONNXFUSE_HAS_AMX
 
+namespace onnxfuse::amx {
+namespace {
+
+constexpr int64_t kTileRows = 32;
+constexpr int64_t kRegisterRows = 16;
+
+}  // namespace
+
+// What every machine runs stands here, before the instructions of some are let in.
+
+bool wanted(int64_t rows, DType weight) {
+  if (simd_target() != SimdTarget::kAmx) return false;
+  if (weight == DType::kBFloat16) return rows >= 2;
+  // Weights of more parts cost more to convert, where AVX-512 only loads them.
+  if (weight == DType::kFloat16) return rows >= 8;
+  if (weight == DType::kInt8) return true;                     // of rows that gemm_int8.cc does not take
+  return (rows >= 12 && rows <= kRegisterRows) || rows >= 24;  // a second register of rows has to pay, too
+}
+
+void cut(TileLayout& layout, DType a, DType weight) {
+  layout.form = TileLayout::Form::kAmx;
+  layout.parts = weight == DType::kFloat32 ? 3 : a == DType::kBFloat16 ? 1 : 2;
+  layout.tile_rows = layout.rows <= kRegisterRows ? layout.rows : kTileRows;
+  layout.tiles = layout.rows == 0 ? 0 : (layout.rows + layout.tile_rows - 1) / layout.tile_rows;
+}
+
+}  // namespace onnxfuse::amx
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,amx-tile,amx-bf16"))), \
                              apply_to = function)
@@ -30,8 +58,6 @@
 namespace onnxfuse::amx {
 namespace {
 
-constexpr int64_t kTileRows = 32;
-constexpr int64_t kRegisterRows = 16;
 constexpr int64_t kStep = 32;  // of K: what one instruction sums over
 constexpr int kPairs = kStep / 2;
 constexpr int64_t kRegisterBytes = 1024;          // 16 rows of 32 bfloat16
@@ -295,22 +321,6 @@ void multiply_parts(const TileLayout& layout, const char* a, const Weight* weigh
 }
 
 }  // namespace
-
-bool wanted(int64_t rows, DType weight) {
-  if (simd_target() != SimdTarget::kAmx) return false;
-  if (weight == DType::kBFloat16) return rows >= 2;
-  // Weights of more parts cost more to convert, where AVX-512 only loads them.
-  if (weight == DType::kFloat16) return rows >= 8;
-  if (weight == DType::kInt8) return true;                     // of rows that gemm_int8.cc does not take
-  return (rows >= 12 && rows <= kRegisterRows) || rows >= 24;  // a second register of rows has to pay, too
-}
-
-void cut(TileLayout& layout, DType a, DType weight) {
-  layout.form = TileLayout::Form::kAmx;
-  layout.parts = weight == DType::kFloat32 ? 3 : a == DType::kBFloat16 ? 1 : 2;
-  layout.tile_rows = layout.rows <= kRegisterRows ? layout.rows : kTileRows;
-  layout.tiles = layout.rows == 0 ? 0 : (layout.rows + layout.tile_rows - 1) / layout.tile_rows;
-}
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
   char* out = static_cast<char*>(tiles);

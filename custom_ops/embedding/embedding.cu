@@ -1,7 +1,6 @@
-#include "embedding/embedding.h"
-
 #include "common/device.cuh"
 #include "common/early_start.cuh"
+#include "embedding/embedding.h"
 #include "embedding/node.h"
 
 namespace onnxfuse {
