@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import gc
 import os
 import time
@@ -29,8 +30,10 @@ from onnxfuse.splice import Candidate
 from onnxfuse.verify.bisect import guilty
 from onnxfuse.verify.match import MatchVerifier
 from onnxfuse.verify.model import validate
+from onnxfuse.verify.normalised import unchanged
 from onnxfuse.verify.rounding import measure
 
+STRICT = False  # whether a fusion that breaks down raises FusionError, as in the tests, or refuses its match
 OLDEST_OPSET = 13  # of the function bodies
 TARGETS = ("cpu", "cuda")
 LEVELS = ("op", "block")
@@ -85,7 +88,8 @@ def optimize(
         The interface of the key-value cache: the one the model was exported with, or one buffer that past and present
         share (see `onnxfuse.kv_cache`).
     verify : "match" | "model" | "none"
-        Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
+        Run every rewritten piece before and after it is rewritten, and the model, unless its weights are large, before
+        and after it is normalised; besides the pieces compare the whole models; or nothing.
     weights : "copy" | "reference" | "bf16" | "int8"
         What happens to weights in external data files, see `model_io.save`; or matrices are rounded to bfloat16, where
         the model computes in float32, or to 8 bits after the fusions are proven equal (see `onnxfuse.narrow`). Then
@@ -180,6 +184,7 @@ class _Run:
         self.library = _library() if target == "cpu" else None
         self.narrows = weights in FORMS
         self.narrowed: Narrowed | None = None
+        self.verified = Verification(verify)  # before the models are compared as a whole
 
     def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
         with self._timed("load"):
@@ -202,9 +207,11 @@ class _Run:
             fused=fused_count(model),
             refused=[event for event in events if isinstance(event, Refused)],
             near_misses=[event for event in events if isinstance(event, NearMiss)],
-            verification=Verification(self.verify, None if self.verify == "none" else True, notes=tuple(notes)),
+            verification=replace(self.verified, notes=tuple(notes)),
             seconds=self.seconds,
         )
+        if self.verified.passed is False:
+            raise Rejected("normalising changed what the model computes: a defect, please report it", report)
         absent = sorted(set(required) - {event.fusion for event in events if isinstance(event, Fused)})
         if absent:
             raise Rejected(f"required and not found in the model: {', '.join(absent)}", report)
@@ -216,6 +223,10 @@ class _Run:
             with self._timed("write"):
                 self._write(model)
         return Result(model, report, tuple(events))
+
+    def _original(self) -> str | os.PathLike | ir.Model:
+        """The model as it was given."""
+        return self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
 
     def _check_output(self, loaded: ir.Model) -> None:
         if self.output is not None:
@@ -236,6 +247,10 @@ class _Run:
         interface = soundness.interface(model)
         with self._timed("normalise"):
             facts = normalise(model)
+        if self.verify == "match":
+            with self._timed("verify"):
+                ticked = functools.partial(self.progress, "verifying the normalised model")
+                self.verified = unchanged(self._original(), model, progress=ticked)
         verifier = MatchVerifier(facts, library=self.library) if self.verify != "none" else None
 
         def judged(candidate: Candidate) -> str | None:
@@ -247,7 +262,7 @@ class _Run:
         events: list[Event] = []
         for batch in self._in_order(fusions):
             with self._timed("rewrite"):
-                events += rewrite(model, facts, batch, verify=judge, body=body)
+                events += rewrite(model, facts, batch, verify=judge, body=body, strict=STRICT)
             with self._timed("tidy"):
                 tidy(model, facts)
         with self._timed("tidy"):
@@ -270,7 +285,10 @@ class _Run:
                 raise _contradiction(original, complaint)
             notes.append(f"onnx.checker rejects the original model already: {complaint}")
         if verifier is not None:
+            notes += self.verified.notes
             notes.append(f"{len(verifier.verdicts)} different structures among {verifier.candidates} matches")
+            if verifier.verdicts and self.verified.passed is None:
+                self.verified = replace(self.verified, passed=True)
             if self.library is None:
                 notes.append(f"no operator library for {self.target}: matches were verified as function bodies")
         if narrows:
@@ -287,7 +305,7 @@ class _Run:
     def _verify_whole(
         self, model: ir.Model, fusions: Sequence[Fusion], events: Sequence[Event], report: Report
     ) -> None:
-        original = self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
+        original = self._original()
 
         def compare(candidate: ir.Model) -> Verification:
             return validate(
@@ -313,11 +331,13 @@ class _Run:
 
             names = tuple(guilty(applied, passes))
             report.verification = replace(report.verification, guilty=names)
-        blame = f"; without {', '.join(names)} it does not: --skip {','.join(names)}" if names else ""
+        blame = f"; without {', '.join(names)} it does not: --skip {','.join(names)}"
+        if not names:
+            blame = ", and without any fusion it does too: a defect in normalising, please report it"
         raise Rejected(f"the rewritten model differs from the original{blame}", report)
 
     def _measure_rounding(self, exact: ir.Model, narrowed: ir.Model, report: Report) -> None:
-        original = self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
+        original = self._original()
         with self._timed("verify"):
             found = measure(
                 original,

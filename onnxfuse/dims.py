@@ -2,7 +2,7 @@
 
 A dimension is an `int` or a `Dim`, a polynomial with integer coefficients over atoms. An atom is a symbol (the name of
 an input's dimension, or a run-time integer), or an operation that polynomials cannot express (floor division, minimum,
-broadcasting). Two dims are equal iff their normal forms are; different normal forms say nothing.
+a slice's length, broadcasting). Two dims are equal iff their normal forms are; different normal forms say nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Atom:
     @property
     def nonnegative(self) -> bool:
         """Sizes are at least zero; a run-time value may be anything."""
-        if self.op == "size":
+        if self.op in ("size", "slice"):
             return True
         return self.op != "value" and all(is_nonnegative(a) for a in self.args)
 
@@ -181,6 +181,11 @@ def minimum(a: Size, b: Size) -> Size:
     return _operation("min", *sorted((a, b), key=repr))
 
 
+def sliced(size: Size, start: Size, end: Size) -> Size:
+    """How many of `size` entries start:end keeps, where each of the two may count from the back, as in Python."""
+    return _operation("slice", size, start, end)
+
+
 def maximum(a: Size, b: Size) -> Size:
     """The greater one."""
     if is_nonnegative(b - a):
@@ -219,6 +224,10 @@ def _is_cut_of(cut: Size, whole: Size) -> bool:
     With fewer rows they meet in one case only: `cut` is 0 and `whole` is 1, one token behind the table's end, of which
     nothing would be computed. A fused operator refuses that run.
     """
+    between = _operands(cut, "slice")
+    if between is not None:
+        rows, start, end = between
+        return isinstance(rows, int) and rows > 1 and end - start == whole
     inner = _operands(cut, "max")
     if inner is not None and 0 in inner:
         cut = inner[0] + inner[1]
@@ -235,17 +244,18 @@ def _is_cut_of(cut: Size, whole: Size) -> bool:
 
 
 def _operands(value: Size, op: str) -> tuple[Size, ...] | None:
-    """a and b where `value` is op(a, b)."""
+    """The operands where `value` is that operation and nothing else."""
     if not isinstance(value, Dim) or len(value.terms) != 1:
         return None
     monomial, factor = value.terms[0]
     return monomial[0].args if factor == 1 and len(monomial) == 1 and monomial[0].op == op else None
 
 
-_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+_OPERATIONS: dict[str, Callable[..., int]] = {
     "floordiv": lambda a, b: a // b,
     "min": min,
     "max": max,
+    "slice": lambda size, start, end: len(range(size)[start:end]),
     "broadcast": lambda a, b: b if a == 1 else a,
 }
 

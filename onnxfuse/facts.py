@@ -162,7 +162,9 @@ class Facts:
 
     def _one(self, fact: Fact) -> Fact:
         """The object that stands for all facts equal to `fact`."""
-        content = fact.content
+        content = _representable(fact)
+        if content is not fact.content:
+            fact = Fact(fact.dtype, fact.shape, content)
         entries = None if content is None else (content.shape, *((type(e), e) for e in content.reshape(-1)))
         return self._shared.setdefault((fact.dtype, fact.shape, entries), fact)
 
@@ -176,6 +178,23 @@ def _plain_attributes(node: ir.Node) -> tuple | None:
         value = attribute.value
         found.append((name, value if attribute.type in _NUMBERS else tuple(value)))
     return tuple(found)
+
+
+def _representable(fact: Fact) -> np.ndarray | None:
+    """The content without what its dtype does not hold: that wraps around, and is unknown."""
+    if fact.content is None or fact.dtype is None or not fact.dtype.is_integer():
+        return fact.content
+    held = [_holds(fact.dtype, entry) for entry in fact.content.reshape(-1)]
+    if all(held):
+        return fact.content
+    return np.where(np.reshape(held, fact.content.shape), fact.content, None)
+
+
+def _holds(dtype: ir.DataType, entry: Size | None) -> bool:
+    """Whether `entry` is a number of that dtype; of what the sizes make, 32 bits hold all that memory does."""
+    if isinstance(entry, int):
+        return dtype.min <= entry <= dtype.max
+    return entry is None or (dtype.bitwidth >= 32 and (dtype.is_signed() or dims.is_nonnegative(entry)))
 
 
 def _with_declared(value: ir.Value, fact: Fact) -> Fact:

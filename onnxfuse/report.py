@@ -239,8 +239,7 @@ def _count(number: int, one: str, many: str) -> str:
 def print_verification(console: Console, verification: Verification) -> None:
     """The verdict, a table of outputs where the whole model was run, and the notes."""
     if verification.passed is None:
-        if verification.mode == "none":
-            console.print("  not verified", style="yellow")
+        console.print("  not verified", style="yellow")
     else:
         verdict = "passed" if verification.passed else "FAILED"
         console.print(

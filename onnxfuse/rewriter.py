@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -32,7 +32,7 @@ class RewriteLoop(Exception):
 
 
 class FusionError(Exception):
-    """The check or rewrite of a fusion broke down: a mistake in the pattern file, not a property of the model."""
+    """A predicate, check or rewrite of a fusion broke down: a mistake in the pattern file, not the model's."""
 
 
 def rewrite(
@@ -44,6 +44,7 @@ def rewrite(
     body: Body | None = None,
     explain: bool = True,
     step_limit: int = STEP_LIMIT,
+    strict: bool = True,
 ) -> list[Event]:
     """Apply `fusions` to `model` in place.
 
@@ -58,6 +59,8 @@ def rewrite(
         Look for near misses at the end of each stage.
     step_limit
         Steps after which matching at one root is given up and reported as refused.
+    strict
+        Raise FusionError; otherwise a fusion that breaks down at a match refuses it, and the reason says so.
 
     Returns
     -------
@@ -68,9 +71,10 @@ def rewrite(
     RewriteLoop
         Fusions undo each other.
     FusionError
-        A check or rewrite raised an exception, which is its cause, or returned what is no replacement.
+        A pattern's predicate, a check or a rewrite raised an exception, which is its cause, or returned what is no
+        replacement.
     """
-    run = _Run(model, facts, verify, body, step_limit)
+    run = _Run(model, facts, verify, body, step_limit, strict)
     fusions = list(fusions)
     for stage in STAGES:
         batch = sorted((f for f in fusions if f.stage == stage), key=lambda f: (-f.size, f.name))
@@ -81,33 +85,49 @@ def rewrite(
     return run.events()
 
 
+def _broken(fusion: Fusion, where: str, error: Exception) -> FusionError:
+    return FusionError(f"{fusion.name} ({fusion.location}) {where}: {type(error).__name__}: {error}")
+
+
+def _defect(fusion: Fusion, error: FusionError) -> tuple[str, str]:
+    return f"a defect of onnxfuse, please report it: {error}", where_text(fusion.location)
+
+
 class _Run:
     def __init__(
-        self, model: ir.Model, facts: Facts, verify: Verify | None, body: Body | None, step_limit: int
+        self, model: ir.Model, facts: Facts, verify: Verify | None, body: Body | None, step_limit: int, strict: bool
     ) -> None:
         self.model = model
         self.facts = facts
         self.verify = verify
         self.body = body
         self.step_limit = step_limit
+        self.strict = strict
         self.order = Order(model)
         self.names = Names(self.order)
         self.fused: list[Fused] = []
         self.refused: dict[tuple[str, ir.Node], Refused] = {}
+        self.defects: list[Refused] = []  # what broke down while near misses were looked for
         self.explained: dict[str, set[ir.Node]] = defaultdict(set)  # by fusion, the nodes of refused matches
         self.missed: list[tuple[ir.Node, NearMiss]] = []
         self.lineage: dict[ir.Node, tuple[str, ...]] = {}
 
     def events(self) -> list[Event]:
         missed = [miss for node, miss in self.missed if node.graph is not None]
-        return [*self.fused, *self.refused.values(), *missed]
+        return [*self.fused, *self.refused.values(), *self.defects, *missed]
 
     def find_near_misses(self, fusions: Sequence[Fusion]) -> None:
         """Ask why the places that are still there resisted; refusals have said why already."""
         places = Places(self.order.consumers_first())
         aligner = Aligner(self.facts)
         for fusion in fusions:
-            self.missed += near_misses(fusion, places, aligner, self.explained[fusion.name])
+            try:
+                self.missed += near_misses(fusion, places, aligner, self.explained[fusion.name])
+            except Exception as error:
+                defect = _broken(fusion, "where near misses are looked for", error)
+                if self.strict:
+                    raise defect from error
+                self.defects.append(Refused(fusion.name, self.model.graph.name or "", *_defect(fusion, defect)))
 
     def stage(self, fusions: Sequence[Fusion]) -> None:
         """Try every fusion at every node, then again around what changed, until nothing does.
@@ -148,7 +168,7 @@ class _Run:
             refusal = None
             unverified = 0
             try:
-                for match in itertools.islice(fusion.matches(value, self.facts, self.step_limit), SOLUTION_LIMIT):
+                for match in itertools.islice(self._matches(fusion, value), SOLUTION_LIMIT):
                     candidate, reason = self._judge(fusion, match)
                     if reason is None and self.verify is not None:
                         reason = self._verified(candidate)
@@ -162,9 +182,22 @@ class _Run:
             except StepLimitReached as limit:
                 refusal = refusal or (str(limit), where_text(fusion.location))
                 self.explained[fusion.name].add(node)
+            except FusionError as defect:
+                if self.strict:
+                    raise
+                refusal = _defect(fusion, defect)
+                self.explained[fusion.name].add(node)
             if refusal is not None:
                 self.refused[fusion.name, node] = Refused(fusion.name, node_text(node), *refusal)
         return ()
+
+    def _matches(self, fusion: Fusion, value: ir.Value) -> Iterator[Match]:
+        try:
+            yield from fusion.matches(value, self.facts, self.step_limit)
+        except StepLimitReached:
+            raise
+        except Exception as error:
+            raise _broken(fusion, f"at node {node_text(value.producer())!r}", error) from error
 
     def _judge(self, fusion: Fusion, match: Match) -> tuple[Candidate | None, tuple[str, str] | None]:
         """The replacement for `match`, or the reason against it and where that stands."""
@@ -181,8 +214,8 @@ class _Run:
             discard(new.nodes)
             return None, (str(refused), where_text(fusion.location))
         except Exception as error:
-            at = f"{fusion.name} ({fusion.location}) at node {node_text(match.root)!r}"
-            raise FusionError(f"{at}: {type(error).__name__}: {error}") from error
+            discard(new.nodes)
+            raise _broken(fusion, f"at node {node_text(match.root)!r}", error) from error
         candidate = self._candidate(fusion, match, new, built)
         reason = obstacle(candidate, self.order)
         if reason is not None:
@@ -208,6 +241,7 @@ class _Run:
             if made is not None and made is not old
         ]
         if len(values) != len(match.outputs) or not pairs or not all(isinstance(made, ir.Value) for _, made in pairs):
+            discard(new.nodes)
             raise FusionError(
                 f"{fusion.location}: the rewrite of {fusion.name} returned {built!r}; expected {len(match.outputs)} "
                 "values or captures, one for each output of the pattern, None for an output to be left as it is"

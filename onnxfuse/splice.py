@@ -76,6 +76,16 @@ def computed_twice(
     return None
 
 
+def _kept_beside(candidate: Candidate) -> str | None:
+    """Why an expensive node would stay although the replacement makes what it was wanted for, None if none does."""
+    removed, replaced = set(candidate.removed), set(candidate.outputs)
+    for node in dict.fromkeys(value.producer() for value in candidate.outputs):
+        if node not in removed and operators.is_expensive(node):
+            reason = _reason_to_stay(node, candidate.match, replaced, set(candidate.new_nodes))
+            return f"{node.op_type} {node_text(node)!r} would be computed twice: {reason}"
+    return None
+
+
 def _reason_to_stay(node: ir.Node, match: Match, replaced: set[ir.Value], new_nodes: set[ir.Node]) -> str:
     """Who needs `node`: a user of its own or of a matched node that it feeds."""
     if node.graph is not match.root.graph:
@@ -107,6 +117,7 @@ def obstacle(candidate: Candidate, order: Order) -> str | None:
         if value.producer().graph is not candidate.match.root.graph:
             return "the outputs lie in different graphs"
     reason = computed_twice(candidate.match, candidate.removed, candidate.outputs, candidate.new_nodes)
+    reason = reason or _kept_beside(candidate)
     if reason is not None:
         return reason
     if order.depend_on(_external_inputs(candidate), set(candidate.outputs), candidate.match.root.graph):

@@ -54,6 +54,7 @@ def supported(m):
     yield m.x.dtype in m.FLOATS, "x is {m.x.dtype}; kernels exist for {m.FLOATS}"
     yield m.weight.dtype in m.FLOATS, "weight is {m.weight.dtype}; kernels exist for {m.FLOATS}"
     yield not is_centred(m.x.value), "x is {m.x}, a value less its mean: expected RMSNorm, found LayerNorm"
+    yield m.x.shape is not None, "x is {m.x}: its shape is unknown"
     yield m.facts.shape(m.outputs[0]) == m.x.shape, "x is {m.x}: it broadcasts against the weight"
     factor = m.factor or (1 / m.count if m.count else None)
     yield factor is None or math.isclose(factor * m.D, 1, rel_tol=1e-3), f"the sum is scaled by {factor}, not 1 / {m.D}"

@@ -24,7 +24,11 @@ def repeats_one_by_one(value, facts):
     """Whether Reshape(Expand(Unsqueeze(x))) [..., 2F] holds each entry of x [..., F] twice."""
     spread = value.producer().inputs[0]
     shape = facts.shape(spread.producer().inputs[0])
-    return facts.shape(spread) == (*shape[:-1], 2) and facts.shape(value) == (*shape[:-2], shape[-2] * 2)
+    return (
+        shape is not None
+        and facts.shape(spread) == (*shape[:-1], 2)
+        and facts.shape(value) == (*shape[:-2], shape[-2] * 2)
+    )
 
 
 def scaled(table, scale, divisor):
@@ -55,6 +59,8 @@ def outer_product(m):
     yield m.frequencies.constant is not None, "inv_freq is {m.frequencies}: too large to be one"
     line = frequencies_of(m)
     yield line is not None, "inv_freq is {m.frequencies}: more than one line of numbers"
+    given = m.positions or m.line
+    yield given.shape is not None, f"the positions are {given}: their shape is unknown"
     batch_and_length = m.positions.shape if m.positions is not None else (1, *m.line.shape)
     expected = (*batch_and_length, line.size * (1 if m.width == "half" else 2))
     yield m.facts.shape(m.outputs[0]) == expected, f"the table is {m.facts.shape(m.outputs[0])}, expected {expected}"

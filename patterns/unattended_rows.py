@@ -42,6 +42,7 @@ def unattended_rows(
 @unattended_rows.check
 def zeroed_by_attention(m):
     node = m.attended.value.producer()
+    yield m.attended.shape is not None, "{m.attended} has an unknown shape"
     yield m.facts.shape(m.outputs[0]) == m.attended.shape, "the result is {m.outputs[0]}, not shaped like {m.attended}"
     yield given(node, BIAS) is None, "Attention has a bias"
     seen, sizes = m.seen or m.seen_rows, (m.B, m.S, keys(node, m.facts))

@@ -4,7 +4,14 @@ import pytest
 import zoo_table
 from spellings import table as spellings_table
 
+from onnxfuse import api
 from onnxfuse.dsl import fusion, maybe, op, scalar, tensor
+
+
+@pytest.fixture(autouse=True)
+def _strict(monkeypatch):
+    """A fusion that breaks down is an error in the tests; people get its match refused."""
+    monkeypatch.setattr(api, "STRICT", True)
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 """Facts are derived once for all nodes that must give the same, and never shared by nodes that need not."""
 
+import itertools
+
 from graphs import model_of
 
+from onnxfuse import dims
 from onnxfuse.facts import Facts
+from onnxfuse.shapes.movement import slice_length
 
 
 def facts_of(body: str, inputs: str, outputs: str, constants: str = ""):
@@ -94,3 +98,21 @@ def test_a_size_that_a_reshape_must_give_is_the_one_that_is_left():
         f"int64[1] zero = {{0}}, int64[1] wide = {{8}}, float[9,4] table = {{{', '.join(['0'] * 36)}}}",
     )
     assert [str(size) for size in facts.shape(values["y"])] == ["B", "S", "8"]
+
+
+def test_the_length_of_a_slice_is_what_python_makes_it():
+    """Bounds of a run may count from the end, and any may lie outside."""
+    numbers = (-(2**63), -7, -3, -1, 0, 1, 2, 5, 9, 2**63 - 1)
+    run = [
+        *((n, n) for n in numbers),
+        *((dims.runtime_value("n"), n) for n in (-7, -1, 0, 2, 9)),
+        (dims.symbol("P"), 2),
+    ]
+    for (size, count), (start, first), (end, last), step in itertools.product(
+        ((6, 6), (dims.symbol("S"), 6), (dims.symbol("S"), 0)), run, run, (1, 2)
+    ):
+        if isinstance(start, dims.Dim) and start == end:
+            continue  # one name, one number
+        both = {str(dim): n for dim, n in ((size, count), (start, first), (end, last)) if isinstance(dim, dims.Dim)}
+        length = slice_length(size, start, end, step)
+        assert dims.evaluate(length, both) == len(range(count)[first:last:step]), (size, start, end, step)

@@ -19,7 +19,7 @@ from graphs import (
 )
 
 from onnxfuse.dsl import Refuse, maybe, op, scalar, tensor
-from onnxfuse.explain import Fused
+from onnxfuse.explain import Fused, Refused
 from onnxfuse.facts import Facts
 from onnxfuse.rewriter import FusionError, RewriteLoop, rewrite
 
@@ -154,6 +154,34 @@ class TestReplacement:
             run(model_of("n = Neg(x) y = Exp(n)"), made)
         assert isinstance(caught.value.__cause__, AttributeError)
 
+    def test_a_mistake_in_a_predicate_names_the_fusion_and_the_node(self):
+        made = fusing(lambda x=tensor(): op.Exp(op.Neg(x).where(wrong_predicate, "no")), lambda new, m: new.NegExp(m.x))
+        with pytest.raises(FusionError, match="at node 'make_y': TypeError: 'NoneType' object is not subscriptable"):
+            run(model_of("n = Neg(x) y = Exp(n)"), made)
+
+    @pytest.mark.parametrize("mistake", ["predicate", "check", "rewrite", "result"])
+    def test_a_mistake_refuses_the_match_where_nobody_looks_for_mistakes(self, mistake):
+        """The other fusions go on."""
+        rewritings = {"rewrite": lambda new, m: new.NegExp(new.onnx.Abs(m.x), m.y), "result": lambda new, m: (1, 2)}
+        made = fusing(
+            lambda x=tensor(): op.Exp(op.Neg(x).where(wrong_predicate, "no") if mistake == "predicate" else op.Neg(x)),
+            rewritings.get(mistake, lambda new, m: new.NegExp(m.x)),
+        )
+
+        @made.check
+        def wrong(m):
+            yield mistake != "check" or m.y is None, "there is no y"
+
+        other = fusing(lambda x=tensor(): op.Sqrt(x), lambda new, m: new.Root(m.x))
+        model = model_of("n = Neg(x) e = Exp(n) y = Sqrt(e)")
+        events = run(model, made, other, strict=False)
+        assert operators(model) == ["Neg", "Exp", "Root"]
+        refused, *nearly = (event for event in events if isinstance(event, Refused))
+        assert refused.reason.startswith("a defect of onnxfuse, please report it: ") and refused.node == "make_e"
+        assert all("where near misses are looked for: TypeError" in event.reason for event in nearly)
+        assert len(nearly) == (mistake == "predicate")
+        check_sound(model)
+
     def test_a_number_as_input_is_an_error_that_says_what_to_do(self):
         model = model_of("y = Mul(x, c)", constants="float c = {2}")
         with pytest.raises(FusionError, match=r"give it as attribute, or m.captured\['name'\] as input"):
@@ -168,6 +196,11 @@ class TestReplacement:
         model = model_of("l, h = Split<axis=-1, num_outputs=2>(x) y = Neg(h)", outputs="float[2,3,4] y")
         assert run(model, fusing(low, lambda new, m: new.Low(m.x))) == []
         assert operators(model) == ["Split", "Neg"]
+
+
+def wrong_predicate(value, facts):
+    shape = None
+    return shape[0]
 
 
 class TestOrder:

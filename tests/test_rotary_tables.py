@@ -100,3 +100,11 @@ def test_a_table_that_does_not_repeat_each_entry_is_read_whole(spelling):
     found = operators_after(model(NOT_PAIRS[spelling]))
     assert "RotaryEmbedding" in found  # by another table, verification would have refused it
     assert {"Concat", "Gather"}.intersection(found)
+
+
+@pytest.mark.parametrize("made", ["Concat<axis=-1>(angle, angle)", "Identity(angle)"])
+def test_positions_of_unknown_rank_are_refused(made):
+    body = f"{ANGLE} angles = {made} y = Cos(angles) z = Sin(angles)"
+    model = model_of(body, "int64[B,S] ids", "float[B,S,W] y, float[B,S,W] z", CONSTANTS)
+    model.graph.inputs[0].shape = None
+    assert not onnxfuse.optimize(model, fusions=["rotary_table"], verify="none").report.fused

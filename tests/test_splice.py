@@ -47,6 +47,18 @@ class TestSafety:
         assert {use.node.op_type for use in named(model, "e").uses()} == {"Add", "Identity"}
         check_sound(model)
 
+    def test_a_replaced_node_that_another_of_its_outputs_keeps_is_not_computed_twice(self):
+        def attend(q=tensor(), k=tensor(), v=tensor()):
+            return op.Attention(q, k, v)
+
+        made = fusing(attend, lambda new, m: new.Attention(m.q, m.k, m.v))
+        given = ", ".join(f"float[B,2,S,8] {name}" for name in "qkv")
+        body = "y, a, b, products = Attention<qk_matmul_output_mode=0>(q, k, v)"
+        model = model_of(body, given, "float[B,2,S,8] y, float[B,2,S,L] products", opset=23)
+        (refused,) = (event for event in run(model, made) if isinstance(event, Refused))
+        assert refused.reason == "Attention 'make_y' would be computed twice: 'products' is also a graph output"
+        assert len(model.graph) == 1
+
     @pytest.mark.parametrize(
         ("user", "outputs", "reason"),
         [

@@ -6,7 +6,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxfuse.normalise.heads import HEADS_FIRST, is_folded, repeated
-from onnxfuse.normalise.simplify import LOSSLESS, TURNED_KEYS, TURNED_KEYS_IN_STEPS, attr, producer, written
+from onnxfuse.normalise.simplify import (
+    FLOATS,
+    LOSSLESS,
+    TURNED_KEYS,
+    TURNED_KEYS_IN_STEPS,
+    attr,
+    producer,
+    same_shape,
+    written,
+)
 from onnxfuse.normalise.sweep import Site, replace, simplifies
 
 
@@ -70,7 +79,7 @@ def sign_after_cast(node: ir.Node, site: Site) -> ir.Value | None:
     if not site.canonical or negated is None or len(node.inputs[0].uses()) != 1 or node.inputs[0].is_graph_output():
         return None
     source, to = site.facts.dtype(node.inputs[0]), site.facts.dtype(node.outputs[0])
-    if source is None or to is None or not (source.is_floating_point() and to.is_floating_point()):
+    if not {source, to} <= FLOATS:
         return None
     return site.op("Neg", site.op("Cast", negated.inputs[0], to=int(to)))
 
@@ -117,7 +126,7 @@ def _widens(source: ir.DataType | None, to: ir.DataType | None) -> bool:
     """Whether a Cast moves less data when it comes later, or turns integers such as positions into numbers."""
     if source is None or to is None:
         return False
-    return to in LOSSLESS.get(source, ()) or (source.is_integer() and to.is_floating_point())
+    return to in LOSSLESS.get(source, ()) or (source.is_integer() and to in FLOATS)
 
 
 @simplifies("Transpose", "Reshape", "Unsqueeze", "Squeeze")
@@ -135,7 +144,7 @@ def factor_after_movement(node: ir.Node, site: Site) -> ir.Value | None:
     if scaled.op_type == "Mul" and site.facts.is_constant(x):
         x, factor = factor, x
     tensor = site.facts.tensor(factor)
-    if tensor is None or tensor.size != 1 or site.facts.shape(x) != site.facts.shape(scaled.outputs[0]):
+    if tensor is None or tensor.size != 1 or not same_shape(x, scaled.outputs[0], site):
         return None
     users = [use.node for use in node.inputs[0].uses() if use.node.op_type != "Shape"]
     if site.facts.is_constant(x) or len(users) > 1 or node.inputs[0].is_graph_output():

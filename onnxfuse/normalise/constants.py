@@ -13,7 +13,15 @@ from onnxfuse.normalise.sweep import Site, simplifies
 FOLD_LIMIT = 1 << 22  # elements up to which a constant is computed while rewriting; rotary tables are the largest
 GROWTH_LIMIT = 1 << 20  # elements of a result that is larger than all it is computed from
 # Random operators have no value to fold; a quantised weight is small because it is not folded.
-RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+RANDOM = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+}
 KEPT = RANDOM | {"DequantizeLinear", "Identity"}  # an Identity's input is the constant already
 LAZY = {"Transpose", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Slice"}
 
@@ -153,7 +161,7 @@ def _folded_lazily(node: ir.Node, site: Site) -> ir.Value | None:
     dtype, shape = site.facts.dtype(output), site.facts.shape(output)
     if dtype is None or shape is None or not all(isinstance(s, int) for s in shape):
         return None
-    operands = [site.facts.tensor(v) for v in node.inputs[1:]]
+    operands = [None if v is None else site.facts.tensor(v) for v in node.inputs[1:]]
 
     def rows(array: np.ndarray, start: int, stop: int) -> np.ndarray:
         return np.array(_moved(node, array, operands, shape)[start:stop], dtype=dtype.numpy(), order="C")
@@ -170,9 +178,10 @@ def _moved(node: ir.Node, array: np.ndarray, operands: list, shape: tuple[int, .
         case "Cast":
             return array
         case "Slice":
-            starts, ends, axes, *steps = (t.numpy().tolist() for t in operands)
+            starts, ends, axes, steps = (None if t is None else t.numpy().tolist() for t in [*operands, None, None][:4])
             index = [slice(None)] * array.ndim
-            for axis, start, end, step in zip(axes, starts, ends, steps[0] if steps else [1] * len(axes), strict=True):
+            axes, steps = axes or range(len(starts)), steps or [1] * len(starts)
+            for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
                 index[axis] = slice(start, end, step)
             return array[tuple(index)]
         case _:

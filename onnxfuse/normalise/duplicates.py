@@ -10,9 +10,12 @@ import onnx_ir as ir
 from onnxfuse.facts import SMALL, Facts
 from onnxfuse.normalise.constants import RANDOM
 from onnxfuse.normalise.sweep import replace
+from onnxfuse.operators import OWN
 from onnxfuse.order import subgraphs
 
 SHARED_CONSTANT = 1024  # elements up to which equal constants are merged
+PURE = ("", "ai.onnx.ml", "com.microsoft", OWN)  # domains whose operators, but for the random ones, are functions
+RANDOM_OF_MICROSOFT = {"BiasDropout", "BitmaskBiasDropout", "BitmaskDropout", "PythonOp", "Sampling"}
 LARGEST_TABLE = 1 << 24  # elements: cosines of 128k positions
 
 
@@ -52,7 +55,7 @@ def merge_tables(facts: Facts) -> None:
             kept = next((other for other in alike if np.array_equal(facts.tensor(other), tensor.numpy())), None)
             if kept is None:
                 alike.append(table)
-            else:
+            elif not table.is_graph_output():
                 table.replace_all_uses_with(kept)
 
 
@@ -66,7 +69,7 @@ def merge_duplicates(facts: Facts) -> None:
     first: dict[tuple, ir.Node] = {}
     merged: list[ir.Node] = []
     for node in graph:
-        if node.op_type in RANDOM or subgraphs(node):
+        if not _is_pure(node) or subgraphs(node):
             continue
         kept = first.setdefault(_content(node), node)
         if kept is node:
@@ -77,6 +80,11 @@ def merge_duplicates(facts: Facts) -> None:
                 replace(old, new, facts)
             merged.append(node)
     graph.remove(merged, safe=True)
+
+
+def _is_pure(node: ir.Node) -> bool:
+    """Whether equal inputs give equal outputs: nobody knows that of operators of other domains."""
+    return node.domain in PURE and node.op_type not in RANDOM | RANDOM_OF_MICROSOFT
 
 
 def _content(node: ir.Node) -> tuple:

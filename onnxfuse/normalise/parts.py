@@ -87,7 +87,7 @@ def _index_in_split(part: ir.Value, axis: int, site: Site) -> int | None:
 
 
 def _index_in_slice(cut: ir.Node, axis: int, site: Site) -> int | None:
-    bounds = [site.facts.constant(v) for v in cut.inputs[1:]]
+    bounds = [None if v is None else site.facts.constant(v) for v in cut.inputs[1:]]
     if len(bounds) < 3 or any(b is None or b.size != 1 for b in bounds):
         return None
     start, end, cut_axis = (int(b.reshape(-1)[0]) for b in bounds[:3])

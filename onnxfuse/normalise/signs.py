@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfuse.normalise.simplify import producer
+from onnxfuse.normalise.simplify import producer, same_shape
 from onnxfuse.normalise.sweep import Site, simplifies
 
 
@@ -43,7 +43,7 @@ def negation(node: ir.Node, site: Site) -> ir.Value | None:
         negated = a
     elif node.op_type == "Mul" and is_number(a, -1, site):
         negated = b
-    if negated is None or site.facts.shape(negated) != site.facts.shape(node.outputs[0]):
+    if negated is None or not same_shape(negated, node.outputs[0], site):
         return None
     return site.op("Neg", negated)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxfuse.dims import Size
+from onnxfuse.dims import Size, is_nonnegative
 from onnxfuse.normalise.sweep import Site, simplifies
 from onnxfuse.shapes import SENTINEL, Shape, product
+from onnxfuse.verify.interface import LAYOUT_CHANGES
 
 # x as the first type, then as the second, then as the first again, is x
 LOSSLESS = {
@@ -17,11 +18,14 @@ LOSSLESS = {
     ir.DataType.BOOL: {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.FLOAT16},
 }
 
+FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}  # Neg takes no others
+
 TURNED_KEYS = [0, 2, 3, 1]
 TURNED_KEYS_IN_STEPS = [0, 2, 1, 3], [0, 1, 3, 2]
 
 
-def _same_shape(a: ir.Value, b: ir.Value, site: Site) -> bool:
+def same_shape(a: ir.Value, b: ir.Value, site: Site) -> bool:
+    """Whether both are known to have one shape; two that are unknown are not."""
     shape = site.facts.shape(a)
     return shape is not None and shape == site.facts.shape(b)
 
@@ -68,20 +72,20 @@ def cast(node: ir.Node, site: Site) -> ir.Value | None:
     if to is None or site.facts.dtype(x) == to:
         return x if to is not None else None
     if node.op_type == "CastLike":
-        return site.op("Cast", x, to=int(to))
+        return site.op("Cast", x, **{**written(node), "to": int(to)})
     inner = producer(x, "Cast")
     if inner is None:
         return None
     source = site.facts.dtype(inner.inputs[0])
     if site.facts.dtype(x) in LOSSLESS.get(source, ()):
-        return inner.inputs[0] if source == to else site.op("Cast", inner.inputs[0], to=int(to))
+        return inner.inputs[0] if source == to else site.op("Cast", inner.inputs[0], **written(node))
     return None
 
 
 @simplifies("Reshape", "Expand", "Squeeze", "Unsqueeze", "Slice", "Tile", "Flatten")
 def keeps_shape(node: ir.Node, site: Site) -> ir.Value | None:
     """Movement to the same shape moves nothing (a Slice only if its steps are positive)."""
-    if not _same_shape(node.inputs[0], node.outputs[0], site):
+    if not same_shape(node.inputs[0], node.outputs[0], site):
         return None
     if node.op_type == "Slice" and len(node.inputs) > 4 and node.inputs[4] is not None:
         steps = site.facts.constant(node.inputs[4])
@@ -113,7 +117,7 @@ def neutral_operand(node: ir.Node, site: Site) -> ir.Value | None:
         if constant is None or constant.size != 1:
             continue
         neutral = constant.numpy().reshape(-1)[0] == _NEUTRAL[node.op_type]
-        if neutral and _same_shape(node.inputs[x], node.outputs[0], site) and site.facts.dtype(node.inputs[x]):
+        if neutral and same_shape(node.inputs[x], node.outputs[0], site) and site.facts.dtype(node.inputs[x]):
             return node.inputs[x]
     return None
 
@@ -124,7 +128,7 @@ def known_choice(node: ir.Node, site: Site) -> ir.Value | None:
     if condition is None or condition.size == 0 or not (condition.all() or not condition.any()):
         return None
     chosen = node.inputs[1] if condition.all() else node.inputs[2]
-    return chosen if _same_shape(chosen, node.outputs[0], site) else None
+    return chosen if same_shape(chosen, node.outputs[0], site) else None
 
 
 @simplifies("Gather")
@@ -140,7 +144,7 @@ def all_rows_in_turn(node: ir.Node, site: Site) -> ir.Value | None:
     rows, count = site.facts.shape(node.inputs[0]), site.facts.shape(indices)
     if start is None or step is None or start != 0 or step != 1 or rows is None or rows[:1] != count:
         return None
-    return table.inputs[0] if _same_shape(table.inputs[0], node.outputs[0], site) else None
+    return table.inputs[0] if same_shape(table.inputs[0], node.outputs[0], site) else None
 
 
 # ---- movement in several steps ---------------------------------------------------------------------------------------
@@ -276,7 +280,7 @@ def expand(node: ir.Node, site: Site) -> ir.Value | None:
 
 def _from_zero(node: ir.Node, axis: int, site: Site) -> bool:
     """Whether the Slice cuts `axis` alone, from its first entry with step one."""
-    if len(node.inputs) < 4:
+    if len(node.inputs) < 4 or node.inputs[3] is None:
         return False
     starts, axes = (site.facts.content(node.inputs[i]) for i in (1, 3))
     steps = site.facts.content(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else [1]
@@ -286,19 +290,47 @@ def _from_zero(node: ir.Node, axis: int, site: Site) -> bool:
 
 @simplifies("Gather")
 def gather_of_cut_table(node: ir.Node, site: Site) -> ir.Value | None:
-    """table[:n][i] is table[i]; both refuse an index beyond their end, and an export never looks up a negative one."""
+    """table[:n][i] is table[i], unless i may count from the back; both refuse an index beyond their end."""
     cut = producer(node.inputs[0], "Slice")
-    if cut is None or not site.facts.is_constant(cut.inputs[0]):
+    if cut is None or not site.facts.is_constant(cut.inputs[0]) or not _counts_from_zero(node.inputs[1], site):
         return None
     axis = attr(node, "axis", 0) % site.facts.rank(cut.inputs[0])
     return site.op("Gather", cut.inputs[0], node.inputs[1], axis=axis) if _from_zero(cut, axis, site) else None
+
+
+def _counts_from_zero(index: ir.Value, site: Site) -> bool:
+    """Whether no entry is below zero: known so, counted by a Range, or positions, whose contract that is."""
+    while True:
+        known, content = site.facts.constant(index), site.facts.content(index)
+        if known is not None:
+            return bool((known >= 0).all())
+        if content is not None:
+            return all(is_nonnegative(entry) for entry in content)
+        node = index.producer()
+        if node is None:
+            return index.name in site.positions
+        if node.domain or index is not node.outputs[0]:
+            return False
+        if node.op_type == "Range":
+            start, step = (site.facts.content(node.inputs[i]) for i in (0, 2))
+            return bool(start and step) and is_nonnegative(start[0]) and is_nonnegative(step[0])
+        if node.op_type not in (*LAYOUT_CHANGES, "Expand", "Slice"):
+            return False
+        if node.op_type == "Cast" and not _widens(node, site):
+            return False
+        index = node.inputs[0]
+
+
+def _widens(cast: ir.Node, site: Site) -> bool:
+    source = site.facts.dtype(cast.inputs[0])
+    return source is not None and source.is_integer() and site.facts.dtype(cast.outputs[0]) == ir.DataType.INT64
 
 
 @simplifies("Squeeze")
 def squeeze_of_cut_table(node: ir.Node, site: Site) -> ir.Value | None:
     """A constant's axes are squeezed before it is cut: that squeeze is a constant."""
     cut = producer(node.inputs[0], "Slice")
-    if cut is None or not site.facts.is_constant(cut.inputs[0]) or len(cut.inputs) < 4:
+    if cut is None or not site.facts.is_constant(cut.inputs[0]) or len(cut.inputs) < 4 or cut.inputs[3] is None:
         return None
     gone = attr(node, "axes") or (site.facts.content(node.inputs[1]) if len(node.inputs) > 1 else None)
     axes, shape = site.facts.content(cut.inputs[3]), site.facts.shape(cut.inputs[0])

@@ -11,13 +11,19 @@ import onnx_ir as ir
 
 from onnxfuse.dims import Size
 from onnxfuse.facts import Facts
+from onnxfuse.fusion import node_text
 from onnxfuse.order import all_nodes, subgraphs
 from onnxfuse.shapes import Shape
+from onnxfuse.verify.interface import Interface
 
 Rule = Callable[[ir.Node, "Site"], "ir.Value | None"]
 RULES: dict[str, list[Rule]] = {}
-NEW_LIMIT = 2000  # nodes simplified in front of one; rules that undo each other, which no test found, would end here
-FIXPOINT_LIMIT = 20  # simplifications of one node; the rules only ever shrink a graph, so this is never reached
+NEW_LIMIT = 2000  # nodes simplified in front of one
+FIXPOINT_LIMIT = 20  # simplifications of one node; the canonical form may take a node more, never one for ever
+
+
+class SimplificationLoop(Exception):
+    """Rules that undo each other."""
 
 
 def simplifies(*op_types: str) -> Callable[[Rule], Rule]:
@@ -63,6 +69,11 @@ class Site:
             for axis, size in enumerate(self.facts.shape(value) or ()):
                 found.setdefault(size, (value, axis))
         return found
+
+    @functools.cached_property
+    def positions(self) -> set[str]:
+        """The graph inputs that hold places in the sequence, counted from zero."""
+        return {entry.name for entry in Interface.of(self.facts.model).inputs if entry.role == "positions"}
 
     def fresh_name(self, base: str) -> str:
         """A value name that the model does not have yet."""
@@ -159,7 +170,8 @@ def _sweep(graph: ir.Graph, site: Site) -> None:
             if not site.queue:
                 break
             _simplify(site.queue.pop(0), site)
-        site.queue.clear()
+        else:
+            raise SimplificationLoop(f"{NEW_LIMIT} new nodes in front of {node_text(node)!r} and no end")
 
 
 @functools.cache
@@ -171,11 +183,13 @@ def _simplify(node: ir.Node, site: Site) -> None:
     if not node.outputs or node in site.dead:
         return
     own = _rules(node.domain, node.op_type)
-    for _ in range(FIXPOINT_LIMIT):
+    applied: list[str] = []
+    while len(applied) < FIXPOINT_LIMIT:
         site.node = node
         for rule in own:
             new = rule(node, site)
             if new is not None:
+                applied.append(rule.__name__)
                 break
         else:
             return
@@ -185,6 +199,8 @@ def _simplify(node: ir.Node, site: Site) -> None:
             return
         if site.bury(node):
             return
+    rules = " and ".join(sorted(set(applied)))
+    raise SimplificationLoop(f"{rules} undo each other at {node_text(node)!r}: {len(applied)} simplifications of it")
 
 
 def replace(old: ir.Value, new: ir.Value, facts: Facts) -> bool:

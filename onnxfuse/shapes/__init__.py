@@ -1,8 +1,8 @@
 """What each operator does to dtypes, symbolic shapes and small integer contents.
 
 One rule an operator: it takes a `Call` (a node with the facts of its inputs) and returns the facts of its outputs.
-A rule returns None for what it does not know; it never guesses, with one exception: a Slice whose start is a run-time
-value (a position in a rotary table) is taken to lie inside its tensor.
+A rule returns None for what it does not know; it never guesses. One exception is `dims.broadcast`: rows of a table that
+meet as many tokens are taken to be as many.
 
 Source: the ONNX operator specification, opset 13 to 28, attribute and input forms alike.
 

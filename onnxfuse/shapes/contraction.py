@@ -60,9 +60,9 @@ def reduce(call: Call) -> Fact:
     if shape is None:
         return Fact(call[0].dtype)
     axes = call.listed("axes", 1)
-    if axes is None:
-        if call.has(1):
-            return Fact(call[0].dtype)
+    if axes is None and call.has(1):
+        return Fact(call[0].dtype)
+    if not axes:
         axes = [] if call.attr("noop_with_empty_axes", 0) else list(range(len(shape)))
     gone = {a % len(shape) for a in axes}
     if call.attr("keepdims", 1):

@@ -77,7 +77,9 @@ def predicate(call: Call) -> Fact:
 def _int_div(a: Size, b: Size) -> Size | None:
     # ONNX integer division truncates; for operands known to be nonnegative that is floor division
     if b == 0 or not (dims.is_nonnegative(a) and dims.is_nonnegative(b)):
-        return None if not (isinstance(a, int) and isinstance(b, int) and b) else int(a / b)
+        if not (isinstance(a, int) and isinstance(b, int) and b):
+            return None
+        return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
     return dims.floor_div(a, b)
 
 

@@ -101,14 +101,10 @@ def slice_of(call: Call) -> Fact:
         length = slice_length(data.shape[axis], start, end, step)
         shape[axis] = length if length is not None else call.fresh(len(shape))[axis]
         if isinstance(start, int) and isinstance(end, int):
-            index[axis] = slice(start if abs(start) < SENTINEL else (None if start < 0 else SENTINEL), _stop(end), step)
+            index[axis] = slice(start, end, step)
         else:
             content = None
     return Fact(data.dtype, tuple(shape), None if content is None else content[tuple(index)])
-
-
-def _stop(end: int) -> int | None:
-    return None if abs(end) >= SENTINEL else end
 
 
 def _sliced_unknown(call: Call, axes: list[Size] | None) -> Shape:
@@ -120,28 +116,28 @@ def _sliced_unknown(call: Call, axes: list[Size] | None) -> Shape:
 
 
 def slice_length(size: Size, start: Size, end: Size, step: int) -> Size | None:
-    """The number of entries that a Slice keeps of an axis with `size` entries, None if it can't be told."""
+    """How many entries of `size` a Slice keeps; None: unknown."""
     if all(isinstance(v, int) for v in (size, start, end, step)):
-        return len(range(size)[slice(start if abs(start) < SENTINEL else None, _stop(end), step)])
+        return len(range(size)[start:end:step])
     if not isinstance(step, int) or step < 1:
         return None
-    if isinstance(start, int) and start < 0:
-        start = 0 if start <= -SENTINEL else size + start
-    if isinstance(end, int):
-        end = size if end >= SENTINEL else size + end if end < 0 else end
-    if any(atom.op == "value" for atom in _atoms(start)):
-        length = end - start  # assumed to lie inside: see the module's docstring
-    elif dims.is_nonnegative(start):
-        length = dims.minimum(end, size) - start
+    first = _from_the_front(start, size)
+    if dims.is_nonnegative(first) and (isinstance(end, int) or dims.is_nonnegative(end)):
+        length = dims.minimum(_from_the_front(end, size), size) - first
+        if not dims.is_nonnegative(length):
+            length = dims.maximum(length, 0)
     else:
-        return None
-    if not dims.is_nonnegative(length):
-        length = dims.maximum(length, 0)
+        length = dims.sliced(size, start, end)
     return length if step == 1 else dims.floor_div(length + (step - 1), step)
 
 
-def _atoms(value: Size):
-    return [] if isinstance(value, int) else [atom for monomial, _ in value.terms for atom in monomial]
+def _from_the_front(index: Size, size: Size) -> Size:
+    """A Slice's start or end, where it is known to count from the back: below zero what lies before the first entry."""
+    if not isinstance(index, int):
+        return index
+    if abs(index) >= SENTINEL:
+        return size if index > 0 else 0
+    return size + index if index < 0 else index
 
 
 @rule("Split")
