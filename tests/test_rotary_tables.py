@@ -100,3 +100,23 @@ def test_a_table_that_does_not_repeat_each_entry_is_read_whole(spelling):
     found = operators_after(model(NOT_PAIRS[spelling]))
     assert "RotaryEmbedding" in found  # by another table, verification would have refused it
     assert {"Concat", "Gather"}.intersection(found)
+
+
+@pytest.mark.parametrize(
+    ("table", "fused"),
+    [
+        (f"1, 1, S, {D}", True),
+        (f"B, 1, S, {D}", True),
+        (f"1, 1, T, {D}", False),
+        (f"C, 1, S, {D}", False),
+    ],
+)
+def test_a_table_has_as_many_rows_as_there_are_positions(table: str, fused: bool):
+    """A size by another name may be 1, one row for all positions: a graph broadcasts that, the operator refuses it."""
+    body = """
+        lo = Slice(x, nought, half, last) hi = Slice(x, half, far, last) minus = Neg(hi)
+        turned = Concat<axis=-1>(minus, lo) a = Mul(x, cos) b = Mul(turned, sin) y = Add(a, b)
+    """
+    inputs = f"float[B, {N}, S, {D}] x, float[{table}] cos, float[{table}] sin"
+    made = onnxfuse.optimize(model_of(body, inputs, f"float[u, {N}, v, {D}] y", CONSTANTS), verify="none").model
+    assert any(node.op_type == "RotaryEmbedding" for node in made.graph) == fused
