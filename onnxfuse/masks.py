@@ -24,6 +24,7 @@ from onnxfuse import dims
 from onnxfuse.dims import Size
 from onnxfuse.evaluation import Cone, cone
 from onnxfuse.facts import Facts
+from onnxfuse.ties import OF_TOKENS, interface
 from onnxfuse.verify.slices import NUMBERS
 
 # Added to a score, this or less leaves a weight of exactly zero in float32 beside any visible key: -1e4 in bfloat16.
@@ -178,6 +179,12 @@ class _Trial:
         return found
 
     @cached_property
+    def of_tokens(self) -> bool:
+        """Whether the padding is not 0 or 1 by its role, but tokens, of which one says that there is none."""
+        of_tokens = {entry.name for entry in interface(self.facts).inputs if entry.role in OF_TOKENS}
+        return self.padding is not None and self.padding.name in of_tokens
+
+    @cached_property
     def past_only(self) -> list[str]:
         """The open sizes that lengthen the keys alone."""
         return sorted(dims.symbols(self.keys) - dims.symbols(self.queries) - set(self._tied()))
@@ -251,7 +258,8 @@ class _Trial:
             dtype = self.facts.dtype(value).numpy()
             if value is self.padding:
                 padding = _paddings(shape, draw, first=seed)
-                feeds[value.name] = padding.astype(dtype)
+                shown = draw.integers(1, 9, size=shape) if self.of_tokens else 1
+                feeds[value.name] = (padding * shown).astype(dtype)
             else:
                 feeds[value.name] = draw.integers(0, 5, size=shape).astype(dtype)
         return visibility(self.behind.run(sizes, feeds)), padding

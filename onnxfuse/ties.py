@@ -30,12 +30,20 @@ def may_be_one(a: Size, b: Size, facts: Facts) -> bool:
     return plain and {names[name] for name in dims.symbols(a)} == {names[name] for name in dims.symbols(b)}
 
 
+def interface(facts: Facts) -> Interface:
+    """What the model's inputs mean."""
+    known = facts.memory.setdefault(interface, {})
+    if facts not in known:
+        known[facts] = Interface.of(facts.model)
+    return known[facts]
+
+
 def _names(facts: Facts) -> dict[str, str]:
     """The sizes that the inputs name, with one name for those of all tokens."""
     inputs = facts.model.graph.inputs
     declared = [declared_size(size) for value in inputs if value.shape is not None for size in value.shape]
     names = {size: size for size in declared if isinstance(size, str)}
-    for entry in Interface.of(facts.model).inputs:
+    for entry in interface(facts).inputs:
         if entry.role in OF_TOKENS:
             pairs = zip(entry.dims, entry.axes, strict=True)
             names |= {size: f"{axis}()" for size, axis in pairs if isinstance(size, str) and isinstance(axis, str)}

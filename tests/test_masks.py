@@ -193,6 +193,13 @@ def test_a_mask_that_depends_on_any_other_input_is_not_recognised(body: str, con
     assert recognised(body.replace("flag", "is_decoder"), constants, inputs) is None
 
 
+@pytest.mark.parametrize(("shown", "recognisable"), [("Equal(input_ids, one)", False), ("Cast<to=9>(input_ids)", True)])
+def test_tokens_tell_the_padding_if_all_but_zero_are_shown(shown: str, recognisable: bool):
+    body = f"shown = {shown} row = Unsqueeze(shown, middle) y = And(causal, row)"
+    found = recognised(body, "int64[2] middle = {1, 2}", ", int64[b, l] input_ids")
+    assert (found is not None and found.causal and found.padding.name == "input_ids") == recognisable
+
+
 def test_an_input_of_which_only_the_dtype_counts_is_no_obstacle():
     body = "number = Cast<to=1>(causal) like = CastLike(number, other) y = Cast<to=9>(like)"
     assert recognised(body, "", ", float16[b, s] other") == Mask(causal=True)

@@ -132,7 +132,8 @@ def test_positions_are_as_many_as_tokens_whatever_the_exporter_calls_that(ids: s
     body = f"""
         row = Gather(words, tokens) apart = Reshape(row, heads) x = Transpose<perm=[0,2,1,3]>(apart)
         {ANGLE.replace("ids", name)} cos = Cos(angle) sin = Sin(angle)
-        cos2 = Concat<axis=-1>(cos, cos) sin2 = Concat<axis=-1>(sin, sin) C = Unsqueeze(cos2, one) I = Unsqueeze(sin2, one)
+        cos2 = Concat<axis=-1>(cos, cos) sin2 = Concat<axis=-1>(sin, sin)
+        C = Unsqueeze(cos2, one) I = Unsqueeze(sin2, one)
         lo = Slice(x, nought, half, last) hi = Slice(x, half, far, last) minus = Neg(hi)
         turned = Concat<axis=-1>(minus, lo) a = Mul(x, C) b = Mul(turned, I) y = Add(a, b)
     """
