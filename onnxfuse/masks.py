@@ -31,6 +31,7 @@ from onnxfuse.verify.slices import NUMBERS
 HIDDEN = -9984.0
 SETTINGS = 6  # random sizes tried
 SMALL_WINDOW = 7  # windows up to this size show in those
+UNPADDED = 4  # the kind of row without padding
 STATIC_RUNS = 5  # runs where the model leaves no size open: a batch of one meets every kind of padding
 WRITTEN = 4  # elements up to which each of a constant may be a window, of larger ones the extremes
 TYPES = ("to", "dtype")  # attributes whose integers name a dtype
@@ -223,8 +224,9 @@ class _Trial:
         Not those that hide a key, unless a past is open: where all sizes grow together, few can be tried.
         """
         for array in self._arrays():
-            written = array if array.size <= WRITTEN else np.stack([array.min(), array.max()])
-            entries = written.astype(np.float64).reshape(-1)
+            entries = array.astype(np.float64).reshape(-1)
+            if array.size > WRITTEN:
+                entries = np.array([entries.min(), entries.max()])
             hides = (entries <= HIDDEN) & (array.dtype.kind not in "iu") & (not self.past_only)
             yield from entries[np.isfinite(entries) & ~hides].tolist()
 
@@ -257,7 +259,8 @@ class _Trial:
             shape = tuple(dims.evaluate(s, sizes) for s in self.facts.shape(value))
             dtype = self.facts.dtype(value).numpy()
             if value is self.padding:
-                padding = _paddings(shape, draw, first=seed)
+                # of the larger settings, which come last, every key counts
+                padding = _paddings(shape, draw, first=seed if seed <= SETTINGS else UNPADDED)
                 shown = draw.integers(1, 9, size=shape) if self.of_tokens else 1
                 feeds[value.name] = (padding * shown).astype(dtype)
             else:
