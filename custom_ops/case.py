@@ -19,6 +19,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 EPSILON = {name: float(ml_dtypes.finfo(dtype).eps) for name, dtype in DTYPES.items()}  # spacing of numbers at 1
+TF32_EPSILON = 2.0**-10  # of float32 as tensor cores multiply it where a CUDA session allows that
 INT8_RMS = 128 / math.sqrt(3)  # of the numbers that a Random of int8 has
 
 # T and the dtype of a weight or table: the mixes that the kernels take.
@@ -48,7 +49,7 @@ class Case:
     dtype of every output by name, None of an absent one before the last. A result may differ from the reference by
     `absolute + relative * |reference|`; the function body, run with the runtime's own and perhaps less exact operators,
     by `body_absolute` more; a CUDA kernel, whose tensor cores take the intermediate results in the dtype of the inputs,
-    by `cuda_absolute` more.
+    by `cuda_absolute` more, and by `tf32_absolute` where the session lets it round factors of float32 to TF32.
     Set `benchmark` on the shapes worth timing, and `device`, "cpu" or "cuda", on those that only one is for; `flops`
     says what arithmetic they take, 0 where memory traffic decides: that of all inputs and outputs, unless `traffic`
     says how many bytes.
@@ -62,6 +63,7 @@ class Case:
     absolute: float = 0.0
     body_absolute: float = 0.0
     cuda_absolute: float = 0.0
+    tf32_absolute: float = 0.0
     benchmark: bool = False
     device: str | None = None
     flops: float = 0.0
@@ -94,6 +96,12 @@ class Case:
         return {name: array(spec) for name, spec in self.inputs.items()}
 
 
+def _dtype(spec: Random | np.ndarray) -> ir.DataType:
+    return ir.DataType.from_numpy(
+        np.dtype(DTYPES.get(spec.dtype, spec.dtype) if isinstance(spec, Random) else spec.dtype)
+    )
+
+
 def single_node_model(
     operator: str, case: Case, opset: int, shapes: Sequence[tuple[int, ...]] | None = None
 ) -> ir.Model:
@@ -101,10 +109,7 @@ def single_node_model(
 
     `shapes` are those of the outputs, not stated in the model by default.
     """
-    inputs = [
-        None if array is None else ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
-        for name, array in case.arrays().items()
-    ]
+    inputs = [None if spec is None else ir.val(name, _dtype(spec), spec.shape) for name, spec in case.inputs.items()]
     outputs = [ir.val(name, ir.DataType.from_numpy(DTYPES[dtype])) for name, dtype in case.made.items()]
     for value, shape in zip(outputs, shapes or (), strict=shapes is not None):
         value.shape = ir.Shape(shape)

@@ -23,11 +23,14 @@ def given(node, index):
 def repeats_each_head(value, facts):
     """Whether Reshape(Expand(Unsqueeze(x))) [B, K*r, L, D] repeats each of x's heads r times."""
     wide = value.producer().inputs[0]
-    x = wide.producer().inputs[0].producer().inputs[0]
-    shapes = [facts.shape(v) for v in (x, wide, value)]
-    if any(s is None for s in shapes) or [len(s) for s in shapes] != [4, 5, 4]:
+    apart = wide.producer().inputs[0]
+    x = apart.producer().inputs[0]
+    shapes = [facts.shape(v) for v in (x, apart, wide, value)]
+    if any(s is None for s in shapes) or [len(s) for s in shapes] != [4, 5, 5, 4]:
         return False
-    x, wide, out = shapes
+    x, apart, wide, out = shapes
+    if apart != (*x[:2], 1, *x[2:]):  # an axis before the heads repeats all of them in turn
+        return False
     return wide == (*x[:2], wide[2], *x[2:]) and out == (x[0], x[1] * wide[2], *x[2:])
 
 

@@ -4,13 +4,18 @@ A mask is added to the scores (0 where a key is visible, very negative where it 
 visible). The closed forms: every key; causal, aligned to the last key; a sliding window; a padding mask [B, L] that is
 an input of the model; and their conjunctions. Query rows that see no key at all are left out: exporters disagree on
 them, and no one reads them.
+
+What several sizes cannot show is ruled out in other ways: a mask that reads any other input is not recognised; numbers
+written in the subgraph are tried as windows, on sizes beyond them; and a stored mask is compared in its whole extent.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -19,15 +24,19 @@ from onnxfuse import dims
 from onnxfuse.dims import Size
 from onnxfuse.evaluation import Cone, cone
 from onnxfuse.facts import Facts
+from onnxfuse.ties import OF_TOKENS, interface
+from onnxfuse.verify.slices import NUMBERS
 
 # Added to a score, this or less leaves a weight of exactly zero in float32 beside any visible key: -1e4 in bfloat16.
 HIDDEN = -9984.0
 SETTINGS = 6  # random sizes tried
 SMALL_WINDOW = 7  # windows up to this size show in those
+UNPADDED = 4  # the kind of row without padding
 STATIC_RUNS = 5  # runs where the model leaves no size open: a batch of one meets every kind of padding
-WRITTEN = 4  # elements up to which a constant may be a window; larger ones are indices and tables
+WRITTEN = 4  # elements up to which each of a constant may be a window, of larger ones the extremes
+TYPES = ("to", "dtype")  # attributes whose integers name a dtype
 LARGEST = 1 << 20  # a constant up to this size in the mask's subgraph is taken for a possible window
-SCORES = 1 << 22  # scores of the largest mask that is evaluated
+SCORES = 1 << 24  # scores of the largest mask that is evaluated
 
 
 @dataclass(frozen=True)
@@ -71,23 +80,16 @@ def recognise(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> M
 def _recognise(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> Mask | None:
     if mask.is_graph_input():
         return None
-    behind = cone(mask, facts)
-    if behind is None or any(not _is_index_like(i, facts) for i in behind.inputs):
-        return None
-    paddings = [i for i in behind.inputs if facts.rank(i) == 2]
-    for padding in (*paddings, None):
-        found = _fit(_Trial(behind, *sizes, padding, facts))
-        if found is not None:
-            return found
-    return None
+    trial = _trial(mask, sizes, facts)
+    return None if trial is None else _fit(trial)
 
 
 def tells_rows(seen: ir.Value, closed: Mask, sizes: tuple[Size, Size, Size], facts: Facts) -> bool:
     """Whether `seen` [B|1, 1, S|1, 1] or [B|1, S|1, 1, 1] is True for just the queries that `closed` shows a key."""
-    behind = cone(seen, facts)
-    if behind is None or (closed.padding is not None and closed.padding not in behind.inputs):
+    trial = _trial(seen, sizes, facts)
+    if trial is None or trial.padding is not closed.padding:
         return False
-    observations = _observed(_Trial(behind, *sizes, closed.padding, facts))
+    observations = _observed(trial)
     for queries, keys, told, padding in observations or ():
         rows = told.reshape(told.shape[0], -1)
         batch = len(rows) if padding is None else len(padding)
@@ -97,9 +99,24 @@ def tells_rows(seen: ir.Value, closed: Mask, sizes: tuple[Size, Size, Size], fac
     return bool(observations)
 
 
-def _is_index_like(value: ir.Value, facts: Facts) -> bool:
-    """A mask may depend on token ids, positions and 0/1 masks, all of rank 1 or 2, not on activations."""
-    return facts.rank(value) in (0, 1, 2)
+def _trial(mask: ir.Value, sizes: tuple[Size, Size, Size], facts: Facts) -> _Trial | None:
+    """What runs the mask's subgraph. None where it depends on anything but sizes and one input, its padding [B, L]."""
+    behind = cone(mask, facts)
+    if behind is None:
+        return None
+    scores = set().union(*map(dims.symbols, sizes))
+    if (behind.symbols() - scores) & {dims.value_symbol(value.name) for value in facts.model.graph.inputs}:
+        return None  # an integer that is no size
+    decisive = [value for value in behind.inputs if _is_read(value, behind)]
+    if len(decisive) > 1 or any(facts.rank(value) != 2 for value in decisive):
+        return None
+    return _Trial(behind, *sizes, next(iter(decisive), None), facts)
+
+
+def _is_read(value: ir.Value, behind: Cone) -> bool:
+    """Whether the content of an input counts, not only its dtype."""
+    reading = (use for use in value.uses() if use.node in behind.piece.nodes)
+    return value is behind.target or any(use.node.op_type != "CastLike" or use.idx == 0 for use in reading)
 
 
 @dataclass
@@ -113,15 +130,18 @@ class _Trial:
     padding: ir.Value | None
     facts: Facts
 
-    def settings(self) -> Iterator[dict[str, int]]:
-        """Assignments of all sizes: small random ones, an empty past, and one beyond every possible window."""
+    def settings(self) -> Iterator[tuple[dict[str, int], int]]:
+        """Assignments of all sizes, and how many keys the subgraph must give for them, 0 if it may refuse.
+
+        Small random ones, an empty past, one beyond every possible window, and those that show all of what is stored.
+        """
         free = self.behind.symbols() | dims.symbols(self.batch) | dims.symbols(self.queries) | dims.symbols(self.keys)
         names = sorted(free - set(self._tied()))
         if not names:
-            yield from [self._with_tied({})] * STATIC_RUNS
+            yield from [(self._with_tied({}), 0)] * STATIC_RUNS
             return
         draw = random.Random(0)
-        past_only = [n for n in names if n in dims.symbols(self.keys) - dims.symbols(self.queries)]
+        past_only = self.past_only
         small = [{n: draw.choice((1, 2, 3, 4, 5, 6, 7)) for n in names} for _ in range(SETTINGS)]
         settings = [*small, {**small[0], **dict.fromkeys(past_only, 0)}]
         open_names = past_only or sorted(dims.symbols(self.queries) & set(names))
@@ -130,7 +150,45 @@ class _Trial:
                 large = {n: 2 for n in names if n not in open_names}
                 settings.append({**large, **dict.fromkeys(open_names, size + 3)})
         for sizes in settings:
-            yield self._with_tied(sizes)
+            yield self._with_tied(sizes), 0
+        for rows, columns, regular in sorted(self._stored()):
+            keys = columns if dims.symbols(self.keys) else self.keys
+            for queries in (2,) if regular or not past_only else (2, min(rows, columns)):
+                yield self._reaching(queries, columns, names), 0 if regular else keys
+
+    def _reaching(self, queries: int, keys: int, names: list[str]) -> dict[str, int]:
+        """The assignment that gives so many queries and keys, as far as they are open."""
+        own, past_only = dims.symbols(self.queries) & set(names), self.past_only
+        sizes = {**dict.fromkeys(names, 1), **dict.fromkeys(own, queries if past_only else keys)}
+        sizes.update(dict.fromkeys(past_only, 0))
+        past = max(keys - dims.evaluate(self.keys, self._with_tied(sizes)), 0)
+        tried = ({**sizes, **dict.fromkeys(longer, past)} for longer in (past_only[:1], past_only))
+        found = [self._with_tied(one) for one in tried]
+        return next((one for one in found if dims.evaluate(self.keys, one) == keys), found[0])
+
+    def _stored(self) -> set[tuple[int, int, bool]]:
+        """Extents of the constants that sizes cut: rows, columns, and whether their entries follow from the first two.
+
+        A line of entries may belong to the rows or to the columns.
+        """
+        found = set()
+        for value in self.behind.constants:
+            tensor = self.facts.tensor(value)
+            large = [size for size in tensor.shape if size > SMALL_WINDOW]
+            if large:
+                found.add((*(large * 2)[-2:], len(large) == 1 and len(set(_steps(tensor.numpy()))) == 1))
+        return found
+
+    @cached_property
+    def of_tokens(self) -> bool:
+        """Whether the padding is not 0 or 1 by its role, but tokens, of which one says that there is none."""
+        of_tokens = {entry.name for entry in interface(self.facts).inputs if entry.role in OF_TOKENS}
+        return self.padding is not None and self.padding.name in of_tokens
+
+    @cached_property
+    def past_only(self) -> list[str]:
+        """The open sizes that lengthen the keys alone."""
+        return sorted(dims.symbols(self.keys) - dims.symbols(self.queries) - set(self._tied()))
 
     def _tied(self) -> dict[str, Size]:
         """Symbols that exporters name apart although they are one size: those of the padding mask and of the caches.
@@ -152,15 +210,41 @@ class _Trial:
         return {**sizes, **{name: dims.evaluate(size, sizes) for name, size in self._tied().items()}}
 
     def _candidate_windows(self) -> set[int]:
-        """Integers written in the subgraph: one of them may be a window, to be seen only beyond that size."""
-        found: set[int] = set()
+        """Numbers written in the subgraph: one of them may be a window, to be seen only beyond that size.
+
+        It may be one between two integers, or the reciprocal of one.
+        """
+        magnitudes = {abs(number) for number in self._numbers()} - {0}
+        sizes = (size for number in magnitudes for size in (number, 1 / number) if size <= LARGEST)
+        return {near for size in sizes for near in (math.floor(size), math.ceil(size)) if near > SMALL_WINDOW}
+
+    def _numbers(self) -> Iterator[float]:
+        """The numbers in constants, attributes and known sizes.
+
+        Not those that hide a key, unless a past is open: where all sizes grow together, few can be tried.
+        """
+        for array in self._arrays():
+            entries = array.astype(np.float64).reshape(-1)
+            if array.size > WRITTEN:
+                entries = np.array([entries.min(), entries.max()])
+            hides = (entries <= HIDDEN) & (array.dtype.kind not in "iu") & (not self.past_only)
+            yield from entries[np.isfinite(entries) & ~hides].tolist()
+
+    def _arrays(self) -> Iterator[np.ndarray]:
+        """Whatever holds numbers, but for places in turn and flags."""
         for value in self.behind.constants:
-            constant = self.facts.constant(value)
-            if constant is not None and constant.size <= WRITTEN and constant.dtype.kind in "iuf":
-                entries = constant.astype(np.float64).reshape(-1)
-                sizes = np.abs(entries[entries > HIDDEN])
-                found.update(int(e) for e in sizes if SMALL_WINDOW < e <= LARGEST and e == int(e))
-        return found
+            if self.facts.dtype(value).is_integer() or self.facts.dtype(value).is_floating_point():
+                array = self.facts.tensor(value).numpy()
+                if array.size <= WRITTEN or max(array.shape) < array.size or set(_steps(array)) != {1}:
+                    yield array
+        for value in self.behind.piece.known:
+            yield np.array([entry for entry in self.facts.content(value) if isinstance(entry, int)])
+        for node in self.behind.piece.nodes:
+            for name, attribute in node.attributes.items():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.value.numpy()
+                elif attribute.type in NUMBERS and name not in TYPES:
+                    yield np.array(attribute.value)
 
     def windows(self) -> list[int]:
         """Windows to compare with, none first: with one, only a size beyond it tells it apart."""
@@ -175,8 +259,10 @@ class _Trial:
             shape = tuple(dims.evaluate(s, sizes) for s in self.facts.shape(value))
             dtype = self.facts.dtype(value).numpy()
             if value is self.padding:
-                padding = _paddings(shape, draw, first=seed)
-                feeds[value.name] = padding.astype(dtype)
+                # of the larger settings, which come last, every key counts
+                padding = _paddings(shape, draw, first=seed if seed <= SETTINGS else UNPADDED)
+                shown = draw.integers(1, 9, size=shape) if self.of_tokens else 1
+                feeds[value.name] = (padding * shown).astype(dtype)
             else:
                 feeds[value.name] = draw.integers(0, 5, size=shape).astype(dtype)
         return visibility(self.behind.run(sizes, feeds)), padding
@@ -192,6 +278,11 @@ def _cached_lengths(facts: Facts) -> set[str]:
             if len(lengths) == 1 and isinstance(shape[3], int):
                 found |= dims.symbols(lengths[0])
     return found
+
+
+def _steps(line: np.ndarray) -> np.ndarray:
+    """The differences of neighbouring entries."""
+    return np.diff(line.reshape(-1).astype(np.float64))
 
 
 def _paddings(shape: tuple[int, ...], draw: np.random.Generator, first: int) -> np.ndarray:
@@ -237,23 +328,27 @@ def _fit(trial: _Trial) -> Mask | None:
         observations.append((np.broadcast_to(seen, (batch, seen.shape[1], queries, keys)), padding))
     if not observations:
         return None
-    forms = (Mask(causal, window, trial.padding) for window in trial.windows() for causal in (False, True))
+    stored = {int(np.count_nonzero(seen[0, 0, -1])) for seen, _ in observations if seen.size}
+    windows = dict.fromkeys((*trial.windows(), *sorted(stored)))
+    forms = (Mask(causal, window, trial.padding) for window in windows for causal in (False, True))
     return next((form for form in forms if all(_agrees(form, *o) for o in observations)), None)
 
 
 def _observed(trial: _Trial) -> list[tuple[int, int, np.ndarray, np.ndarray | None]] | None:
     """S, L, what the subgraph gives and the padding given to it, for each setting; None if it cannot be judged."""
     observations = []
-    for seed, sizes in enumerate(trial.settings()):
+    for seed, (sizes, demanded) in enumerate(trial.settings()):
         try:
             queries, keys = dims.evaluate(trial.queries, sizes), dims.evaluate(trial.keys, sizes)
-            if queries * keys > SCORES:
+            if queries * keys > SCORES or demanded not in (0, keys):
                 return None  # a window that cannot be tried cannot be ruled out
             seen, padding = trial.run(sizes, seed)
             if padding is not None and padding.shape[1] != keys:
                 return None
             observations.append((queries, keys, seen, padding))
         except RuntimeError:
+            if demanded:
+                return None  # what is stored is not seen as a whole
             continue  # these sizes do not fit together
         except (KeyError, ValueError):
             return None  # a size that cannot be chosen, or a mask that does more than hide keys

@@ -8,7 +8,7 @@
 x, skip: [..., K] float16|bfloat16|float32; W_i: [K, N_i], b_i: [N_i] and norm_weight: [K] constant, of x's dtype.
 Seen in: the projections of queries, keys and values, the output projection, lm_head. At level block only: alone, a
 MatMul is ONNX Runtime's.
-Numerics: h stays in float32, where the graph rounds it to x's dtype; one rounding of each product.
+Numerics: h may stay in float32, where the graph rounds it to x's dtype; one rounding of each product.
 Refuses: a norm that anything else reads too (it would be computed twice); weights that a run computes.
 """
 

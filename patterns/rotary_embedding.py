@@ -13,11 +13,11 @@ Refuses: another sign or order of the halves, a table that doesn't have one row 
 import numpy as np
 import onnx_ir as ir
 
-from onnxfuse.dims import is_cut_of
 from onnxfuse.dsl import Refuse, any_of, attr, fusion, maybe, op, scalar, tensor
 from onnxfuse.fragments import halves
 from onnxfuse.precision import rounds_no_further
 from onnxfuse.repetition import entries
+from onnxfuse.ties import may_be_one
 
 
 def flattens_pairs(value, facts):
@@ -176,7 +176,8 @@ def heads_axis(m):
     if x is None or len(table) != 4 or table[-1] not in (x[-1], x[-1] // 2):
         return None
     for heads, length in ((1, 2), (2, 1)):
-        if table[heads] == 1 and fits(table[length], x[length]) and (table[0] == 1 or fits(table[0], x[0])):
+        one_row = table[heads] == 1 and may_be_one(table[length], x[length], m.facts)
+        if one_row and (table[0] == 1 or may_be_one(table[0], x[0], m.facts)):
             return heads
     return None
 
@@ -190,11 +191,6 @@ def turned_shape(m):
 def source(m):
     """x, or its rows before the heads' Transpose."""
     return m.x or m.rows
-
-
-def fits(rows, size):
-    """Whether a table may have a row for each of `size`: not where only one of the numbers is known, but for a cut."""
-    return rows == size or not (isinstance(rows, int) or isinstance(size, int)) or is_cut_of(rows, size)
 
 
 def turns_backwards(cos, sin):

@@ -41,9 +41,9 @@ def random_case(rng: np.random.Generator) -> Case:
         return options[rng.integers(len(options))]
 
     batch, kv, group = int(rng.integers(1, 4)), choice(1, 2, 3), choice(1, 1, 2, 4, 7, 8)
-    new = choice(1, 1, 2, 3, 5, 17, 40)
+    new = choice(1, 1, 2, 3, 5, 17, 40, 130)
     queries = choice(new, new, new, 1, 6)
-    past = choice(None, 0, 1, 31, 127, 128, 129, 600)
+    past = choice(None, 0, 1, 31, 127, 128, 129, 600, 1100)
     heads, keys = (kv * group, kv), new + (past or 0)
     dtype = choice("float32", "float32", "float16", "bfloat16")
     bias = None

@@ -179,7 +179,7 @@ def test_a_llama_of_blocks_is_equal_and_small(tmp_path, kv_cache):
     path = tmp_path / "fused.onnx"
     result = onnxfuse.optimize(TINY, path, level="block", kv_cache=kv_cache, verify="model")
     assert result.report.verification.passed
-    assert result.report.fused == {"RotaryTable": 1, "AttentionBlock": 2, "GatedMLP": 2, "Linear": 1}
+    assert result.report.fused == {"Embedding": 1, "RotaryTable": 1, "AttentionBlock": 2, "GatedMLP": 2, "Linear": 1}
     assert result.report.nodes_after <= 16
     names, halves = {node.name for node in result.model.graph}, ("self_attn/AttentionBlock", "mlp/GatedMLP")
     assert {f"/llama/model/layers.{i}/{half}" for i in (0, 1) for half in halves} <= names
@@ -195,7 +195,7 @@ def test_the_kernels_run_inside_blocks(tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxfuse.session(tmp_path / "fused.onnx", options=options)
     run = {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node if node.domain == "onnxfuse"}
-    assert run == {"Attention", "GatedMLP", "Linear", "NormLinear", "SkipNormLinear", "RotaryTable"}
+    assert run == {"Attention", "Embedding", "GatedMLP", "Linear", "NormLinear", "SkipNormLinear", "RotaryTable"}
 
 
 def test_bfloat16_runs_on_the_cpu_once_the_products_are_inside():

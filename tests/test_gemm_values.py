@@ -128,3 +128,13 @@ def test_the_largest_numbers_are_finite(rows: int) -> None:
     x[:, 9], weight[9] = 2.0**-30, largest
     expected = float(largest) * (2.0**-20 + 2.0**-30)
     np.testing.assert_allclose(product(x, weight), expected, rtol=4 * 2.0**-24)  # two products and their sum
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_an_infinite_gate_is_active(activation: str) -> None:
+    infinite, one = np.full((1, 1), np.inf, np.float32), np.ones((1, 1), np.float32)
+    names = ("x", "gate_weight", "up_weight", "down_weight")
+    given = dict(zip(names, (infinite, one, one, one), strict=True))
+    case = Case("values", given, {"y": "float32"}, {"activation": activation})
+    (y,) = onnxfuse.session(single_node_model("GatedMLP", case, 18)).run(None, feed(case))
+    np.testing.assert_array_equal(y, infinite)

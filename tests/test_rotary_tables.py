@@ -122,3 +122,45 @@ def test_rows_of_a_table_from_a_place_of_the_run_are_one_for_each_token(tokens):
     tables = f"float[16,{D}] cos, float[16,{D}] sin, int64[1] place"
     model = model_of(body, f"float[2,{N},{tokens},{D}] x, {tables}", f"float[2,{N},{tokens},{D}] y", CONSTANTS)
     assert onnxfuse.optimize(model).report.fused == {"RotaryEmbedding": 1}
+
+
+@pytest.mark.parametrize(
+    ("table", "fused"),
+    [
+        (f"1, 1, S, {D}", True),
+        (f"B, 1, S, {D}", True),
+        (f"1, 1, T, {D}", False),
+        (f"C, 1, S, {D}", False),
+    ],
+)
+def test_a_table_has_as_many_rows_as_there_are_positions(table: str, fused: bool):
+    """A size by another name may be 1, one row for all positions: a graph broadcasts that, the operator refuses it."""
+    body = """
+        lo = Slice(x, nought, half, last) hi = Slice(x, half, far, last) minus = Neg(hi)
+        turned = Concat<axis=-1>(minus, lo) a = Mul(x, cos) b = Mul(turned, sin) y = Add(a, b)
+    """
+    inputs = f"float[B, {N}, S, {D}] x, float[{table}] cos, float[{table}] sin"
+    made = onnxfuse.optimize(model_of(body, inputs, f"float[u, {N}, v, {D}] y", CONSTANTS), verify="none").model
+    assert any(node.op_type == "RotaryEmbedding" for node in made.graph) == fused
+
+
+@pytest.mark.parametrize(
+    ("ids", "fused"),
+    [("int64[B2, S2] position_ids", True), ("int64[?, ?] position_ids", True), ("int64[B2, S2] others", False)],
+    ids=("positions", "no names", "anything"),
+)
+def test_positions_are_as_many_as_tokens_whatever_the_exporter_calls_that(ids: str, fused: bool):
+    name = ids.split()[-1]
+    body = f"""
+        row = Gather(words, tokens) apart = Reshape(row, heads) x = Transpose<perm=[0,2,1,3]>(apart)
+        {ANGLE.replace("ids", name)} cos = Cos(angle) sin = Sin(angle)
+        cos2 = Concat<axis=-1>(cos, cos) sin2 = Concat<axis=-1>(sin, sin)
+        C = Unsqueeze(cos2, one) I = Unsqueeze(sin2, one)
+        lo = Slice(x, nought, half, last) hi = Slice(x, half, far, last) minus = Neg(hi)
+        turned = Concat<axis=-1>(minus, lo) a = Mul(x, C) b = Mul(turned, I) y = Add(a, b)
+    """
+    constants = f"{CONSTANTS}, int64[4] heads = {{0, 0, {N}, {D}}}"
+    words = f"float[50, {N * D}] words"
+    original = model_of(body, f"int64[B, S] tokens, {ids}, {words}", f"float[u, {N}, v, {D}] y", constants)
+    made = onnxfuse.optimize(original, verify="none").model
+    assert any(node.op_type == "RotaryEmbedding" for node in made.graph) == fused

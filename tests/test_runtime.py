@@ -146,7 +146,8 @@ class OnCuda:
 def test_operators_without_a_cuda_kernel_are_named_inside_blocks_too(level: str, monkeypatch) -> None:
     tiny = Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"
     model = ir.to_proto(onnxfuse.optimize(tiny, level=level, verify="none").model).SerializeToString()
-    operators = {"Attention", "GatedMLP", "RMSNorm", "RotaryEmbedding", "RotaryTable", "SkipRMSNorm"} | NAMES_INSIDE
+    at_level_op = {"Attention", "GatedMLP", "RMSNorm", "RotaryEmbedding", "RotaryTable", "SkipRMSNorm"}
+    operators = at_level_op | NAMES_INSIDE | {"Embedding"}
     monkeypatch.setattr(runtime, "kernels", lambda: {"CUDAExecutionProvider": frozenset(operators)})
     assert list(runtime._obstacles(OnCuda(), model, None)) == []
     monkeypatch.setattr(runtime, "kernels", lambda: {"CUDAExecutionProvider": frozenset(operators - {"Attention"})})

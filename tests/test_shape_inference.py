@@ -1,4 +1,4 @@
-"""Shape inference meets any ranks: a model that does not fit is refused in words, and never crashes."""
+"""Shape inference meets any ranks: what does not fit is refused in words, when loaded or run, and never crashes."""
 
 from __future__ import annotations
 

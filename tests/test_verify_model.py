@@ -17,6 +17,7 @@ from onnxfuse.verify.feeds import draw, grid, visible
 from onnxfuse.verify.interface import Interface, Point
 from onnxfuse.verify.model import validate
 from onnxfuse.verify.sessions import Session
+from onnxfuse.verify.trial import POINTS
 
 
 def inputs_model(*inputs: tuple[str, int, list]) -> ir.Model:
@@ -345,3 +346,63 @@ def test_bfloat16_goes_in_and_out():
     y = Session(model).run({"x": x})["y"]
     assert y.dtype == x.dtype
     np.testing.assert_array_equal(x.astype(np.float32), y.astype(np.float32))
+
+
+COMPARING = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (int64[b, s] input_ids, int64[b, s] kind, int64 mode, bool[1] flag, float[50, 8] table)
+    => (float[b, s, 8] x, bool[b, s] padding, bool[b, s] image, bool full, bool[1] not_flag)
+    <int64 pad = {40}, int64[1] seven = {7}, int64 far = {999}> {
+        x = Gather(table, input_ids) padding = Equal(input_ids, pad) other = Equal(far, input_ids)
+        u = Unsqueeze(kind, one) one = Constant<value_ints = [1]>() f = Cast<to=1>(u) seven_f = Cast<to=1>(seven)
+        i = Less(f, seven_f) image = Squeeze(i, one)
+        nine = Constant<value_int = 9>() full = Equal(mode, nine) not_flag = Not(flag)
+    }
+"""
+
+
+def test_numbers_meet_what_the_model_compares_them_with():
+    """Two image tokens behind each other, say: only they show what is special about number seven."""
+    interface = Interface.of(ir.from_onnx_text(COMPARING))
+    assert [entry.compared for entry in interface.inputs] == [(40, 999), (7,), (9,), (), ()]
+    feeds = [draw(interface, point) for point in grid(interface)]
+    ids = np.concatenate([feed["input_ids"].reshape(-1) for feed in feeds])
+    assert np.mean(ids == 40) > 0.02 and ids.max() < 50  # inside the table, whatever it is compared with
+    kinds = np.concatenate([feed["kind"].reshape(-1) for feed in feeds])
+    assert {0, 1, 2, 3, 6, 7, 8} == set(kinds.tolist())
+    modes = {int(feed["mode"]) for feed in feeds}
+    assert 9 in modes and modes & {0, 1, 2, 3}
+
+
+def test_some_points_draw_no_special_number():
+    """A model may want as many images as there are tokens for them: it has to run on something."""
+    interface = Interface.of(ir.from_onnx_text(COMPARING))
+    assert any(draw(interface, point)["kind"].max() < 4 for point in grid(interface))
+
+
+@pytest.mark.parametrize("name", ["flag", "causal", "is_decoder", "train", "use_cache"])
+@pytest.mark.parametrize("points", [None, POINTS])
+def test_a_flag_is_drawn_both_ways_whatever_its_name(name, points):
+    interface = Interface.of(inputs_model(("x", 1, ["b", 2, "s", 4]), (name, 9, [1])))
+    assert {bool(draw(interface, point)[name][0]) for point in points or grid(interface)} == {False, True}
+
+
+@pytest.mark.parametrize("sizes", [["b", 2, 4, 4], ["b", 2, 300, 4], [1, 2, "s", 4], [1, 2, 4, 4], [1, 2, 300, 4]])
+def test_a_flag_is_drawn_both_ways_whatever_sizes_are_fixed(sizes):
+    interface = Interface.of(inputs_model(("x", 1, sizes), ("flag", 9, [])))
+    assert {bool(draw(interface, point)["flag"]) for point in grid(interface)} == {False, True}
+
+
+def test_a_model_that_a_flag_or_a_special_number_changes_is_told_apart():
+    """The flag and the number matter at some points at least."""
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[b, s] x, int64[b, s] kind, bool[1] is_decoder) => (float[b, s] y)
+        <int64 seven = {7}, float zero = {0}> { BODY }"""
+    plain = ir.from_onnx_text(text.replace("BODY", "y = Identity(x)"))
+    for body in (
+        "image = Equal(kind, seven) y = Where(image, zero, x)",
+        "y = Where(is_decoder, x, zero)",
+        "off = Not(is_decoder) y = Where(off, x, zero)",
+    ):
+        original = ir.from_onnx_text(text.replace("BODY", body))
+        assert not validate(original, plain).passed

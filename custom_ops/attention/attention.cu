@@ -173,8 +173,7 @@ class Attention : public AttentionNode<T> {
   }
 
   // Whether they are besides no longer than a warp's vectors.
-  static bool has_vectors(const Problem<T>& p) {
-    const int64_t most = cuda::kWarp * cuda::kLanes<T>;
+  static bool has_vectors(const Problem<T>& p, int64_t most = cuda::kWarp * cuda::kLanes<T>) {
     return has_vectors(p.key) && has_vectors(p.value) && p.key.size <= most && p.value.size <= most &&
            is_aligned(p.q.data) && is_aligned(p.y.data);
   }
@@ -214,10 +213,9 @@ class Attention : public AttentionNode<T> {
       return;
     }
     if constexpr (sizeof(T) == 2) {
-      if (has_vectors(p)) {
-        return is_for_hopper(p) ? kernels::attend_on_hopper(stream, *a) : attend_with_tensor_cores(stream, *a);
-      }
+      if (is_for_hopper(p)) return kernels::attend_on_hopper(stream, *a);
     }
+    if (p.rows() > kFewRows && has_vectors(p, kernels::kManyFeatures)) return attend_with_tensor_cores(stream, *a);
     const auto kernel = kernels::attention_cuda_any_rows<T>;
     const int64_t bytes = kernels::any_rows_bytes(p.key.size, p.value.size);
     const int most = cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
@@ -229,16 +227,23 @@ class Attention : public AttentionNode<T> {
   }
 
   static void attend_with_tensor_cores(const cuda::Stream& stream, const Arguments<T>& a) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (!stream.allows_tf32()) return attend_with_tensor_cores<true>(stream, a);
+    }
+    attend_with_tensor_cores<false>(stream, a);
+  }
+
+  template <bool kSplit>
+  static void attend_with_tensor_cores(const cuda::Stream& stream, const Arguments<T>& a) {
     namespace kernels = attention::cuda;
     const Problem<T>& p = a.problem;
     const int64_t size = std::max(p.key.size, p.value.size);
-    kernels::for_head_size<64, 128, 256>(size, [&](auto most) {
-      constexpr int kSize = decltype(most)::value;
-      const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows<kSize>)), plane(p.kv_heads), plane(p.batch));
-      const auto kernel = kernels::has_plain_scores(p) ? kernels::attention_cuda_many_rows<T, kSize, true>
-                                                       : kernels::attention_cuda_many_rows<T, kSize, false>;
-      stream.launch("Attention", kernel, grid, kernels::kManyThreads,
-                    static_cast<size_t>(kernels::many_rows_bytes<T, kSize>()), a);
+    kernels::for_head_size<64, 128, kernels::kManyFeatures>(size, [&](auto most) {
+      constexpr int kSize = decltype(most)::value, kBytes = kSize * static_cast<int>(sizeof(T));
+      const dim3 grid(blocks(divide_up(p.rows(), kernels::kManyRows<kBytes>)), plane(p.kv_heads), plane(p.batch));
+      const auto kernel = kernels::has_plain_scores(p) ? kernels::attention_cuda_many_rows<T, kSize, true, kSplit>
+                                                       : kernels::attention_cuda_many_rows<T, kSize, false, kSplit>;
+      stream.launch("Attention", kernel, grid, kernels::kManyThreads<kBytes>, kernels::kManyMemory<kBytes>, a);
     });
   }
 

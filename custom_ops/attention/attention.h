@@ -25,7 +25,8 @@
 // Numerics: scores, softmax and sums in float32, one rounding to T; rotated keys are rounded to T, queries may be.
 // Weights below e^-87 of the largest count as 0. Errors: shapes that do not fit together, a mask that is longer than
 // the buffers or shorter than the new keys; on CUDA, where the mask of a shared cache stays on the device, such a mask
-// makes y NaN and leaves present as it is. The tensor cores of CUDA take the weights of the softmax rounded to T.
+// makes y NaN and leaves present as it is. The tensor cores of CUDA take the weights of the softmax rounded to T,
+// and float32, of many rows, in TF32 where the session has use_tf32.
 // Sources: Vaswani et al. 2017 (arXiv:1706.03762), Ainslie et al. 2023 (arXiv:2305.13245) for grouped queries,
 // Dao et al. 2022 (arXiv:2205.14135) for the online softmax in blocks.
 #pragma once

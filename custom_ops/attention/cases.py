@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from onnxfuse.custom_ops.case import DTYPES, EPSILON, Case, Random
+from onnxfuse.custom_ops.case import DTYPES, EPSILON, TF32_EPSILON, Case, Random
 
 MASK = ("all", "left", "right", "holes", "blind")
 
@@ -122,6 +122,8 @@ def case(
         absolute=8 * EPSILON["float32"] * (size**0.5 + 2) + (0 if rotary is None else 10 * EPSILON[dtype]),
         # The weights are then rounded to T, by up to half a unit relatively; values of these inputs stay below 5.
         cuda_absolute=0 if dtype == "float32" else 5 * EPSILON[dtype] / 2,
+        # All queries and keys as if they were rotated; weights, and values just so.
+        tf32_absolute=(10 + 5) * TF32_EPSILON if dtype == "float32" else 0,
         benchmark=benchmark,
         device=device,
         traffic=moved,
@@ -194,8 +196,8 @@ def cases() -> Iterator[Case]:
     yield case(new=1, past=2500, heads=(4, 1), size=64, past_rows=1)  # parts of the keys, and a copy past the caches
     yield case(new=7, heads=(4, 2), past_rows=1)
 
-    # Many rows of 16-bit numbers, round the tiles of CUDA's tensor-core kernels: 64 or 128 rows, 64 or 128 keys.
-    for dtype in ("float16", "bfloat16"):
+    # Many rows, round the tiles of CUDA's tensor-core kernels: 32 to 128 rows, 16 to 128 keys.
+    for dtype in EPSILON:
         many = {"heads": (4, 2), "dtype": dtype}
         for size in (64, 80, 96, 128, 256):
             yield case(batch=2, new=130, past=70, size=size, **many)
@@ -211,6 +213,7 @@ def cases() -> Iterator[Case]:
     for new in (63, 64, 127, 128, 129, 255, 256, 257):
         yield case(new=new, heads=(2, 2), size=128, dtype="float16")
         yield case(new=new, past=128, heads=(7, 1), size=64, dtype="float16")
+        yield case(batch=2, new=new, past=5, heads=(6, 2), size=200, dtype="float16")
 
     # Up to eight rows of 16-bit numbers on CUDA: tiles of 16 keys, dealt to warps and blocks.
     for dtype in ("float16", "bfloat16"):

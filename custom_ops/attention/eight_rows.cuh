@@ -36,6 +36,18 @@ struct EightRows {
   int group, rows;  // heads of q for each of k, rows of a head of k
 };
 
+// What a lane loads from.
+template <int kCount>
+struct Addresses {
+  const char* at[kCount];
+
+  // Has them computed here, not where they are used.
+  __device__ void settle() {
+#pragma unroll
+    for (auto& address : at) asm volatile("" : "+l"(address));
+  }
+};
+
 // Of a row, what `count` of its owners have found: the largest score, the sum of weights and that of column c.
 struct Merged {
   float top = -INFINITY, total = 0, sum = 0;
@@ -120,17 +132,12 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   // The length of a shared cache is not yet known; there are at most so many keys before the new ones.
   const int most = a.room > 0 ? static_cast<int>(min(a.room, a.mask.length)) - fresh : static_cast<int>(p.past);
   int n = (part * slices + slice) * kEightWarps + warp;
-  if (n >= fresh_tiles) {
-    const KeyTile tile(n, fresh_tiles, fresh, most);
-    if (lane < tile.count) {
-      const int64_t row = tile.at + lane;
-      prefetch(all_keys.past + row * all_keys.past_row, key_size * sizeof(T));
-      prefetch(all_values.past + row * all_values.past_row, value_size * sizeof(T));
-    }
+  const KeyTile start(n, fresh_tiles, fresh, most);
+  if (n >= fresh_tiles && lane < start.count) {
+    const int64_t row = start.at + lane;
+    prefetch(all_keys.past + row * all_keys.past_row, key_size * sizeof(T));
+    prefetch(all_values.past + row * all_values.past_row, value_size * sizeof(T));
   }
-  wait_for_previous();
-  let_next_start();
-  const int known = past_of(a);  // unless this kernel searches
 
   // Of a product's 8 x 4 lanes, g is the row, the key or the vector of a value, and t the vector of a query or key, or
   // the pair of values.
@@ -140,40 +147,65 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   const Mask mask = a.mask.of_batch(b);
   // The keys of a lane's scores and values in the tile.
   const auto place_of = [&](int s) { return 2 * t + s % 2 + s / 2 * 8; };
-  const auto fetch_keys = [&](const KeyTile& tile) {
+  const auto key_rows = [&](const KeyTile& tile) {
     const char* const from = reinterpret_cast<const char*>(tile.fresh ? all_keys.fresh : all_keys.past);
     const int bytes = (tile.fresh ? all_keys.fresh_row : all_keys.past_row) * kBytes;
+    Addresses<2> rows;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const char* const at = from + static_cast<int64_t>(tile.row(g + 8 * h)) * bytes;
-      load_vectors<kFast, 4>(at, t, key_size, key[h]);
-    }
+    for (int h = 0; h < 2; ++h) rows.at[h] = from + static_cast<int64_t>(tile.row(g + 8 * h)) * bytes;
+    return rows;
+  };
+  const auto value_rows = [&](const KeyTile& tile) {
+    const char* const from = reinterpret_cast<const char*>(tile.fresh ? all_values.fresh : all_values.past);
+    const int bytes = (tile.fresh ? all_values.fresh_row : all_values.past_row) * kBytes;
+    Addresses<4> rows;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) rows.at[s] = from + static_cast<int64_t>(tile.row(place_of(s))) * bytes;
+    return rows;
+  };
+  const auto fetch_keys = [&](const Addresses<2>& rows) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) load_vectors<kFast, 4>(rows.at[h], t, key_size, key[h]);
+  };
+  const auto fetch_values = [&](const Addresses<4>& rows) {
+#pragma unroll
+    for (int s = 0; s < 4; ++s) load_vectors<kFast, 8>(rows.at[s], g, value_size, value[s]);
   };
   const auto fetch_mask = [&](const KeyTile& tile) {
     shown = mask.bytes > 0 ? mask.raw_first(tile.key + min(lane % kTileKeys, tile.count - 1)) : uint2{1, 0};
   };
-  const auto fetch_values = [&](const KeyTile& tile) {
-    const char* const from = reinterpret_cast<const char*>(tile.fresh ? all_values.fresh : all_values.past);
-    const int bytes = (tile.fresh ? all_values.fresh_row : all_values.past_row) * kBytes;
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      const char* const at = from + static_cast<int64_t>(tile.row(place_of(s))) * bytes;
-      load_vectors<kFast, 8>(at, g, value_size, value[s]);
-    }
-    fetch_mask(tile);
+
+  // New keys that have to be rotated are one tile, of the first slice.
+  const bool stages_keys = rotates && slice + part == 0;
+  // Where vector i of what is staged comes from; null if there is none.
+  const auto staged_from = [&](int i) {
+    const int row = i / (kSize / 8), feature = i % (kSize / 8) * 8,
+              at = row < kEightRows ? query_of(first + row) : row - kEightRows;
+    Addresses<1> from{};
+    if (feature >= key_size || (row < kEightRows && row >= count)) return from;
+    from.at[0] = reinterpret_cast<const char*>(
+        feature + (row < kEightRows ? row_of(p.q, b, head * group + first + row - at * group, at)
+                                    : row_of(p.key.fresh, b, head, at)));
+    return from;
   };
+
+  // Instructions take their time one after the other; these need not wait.
+  Addresses<2> first_keys = key_rows(start);
+  Addresses<4> first_values = value_rows(start);
+  Addresses<1> first_staged = staged_from(threadIdx.x);
+  first_keys.settle();
+  first_values.settle();
+  first_staged.settle();
+  wait_for_previous();
+  let_next_start();
+  const int known = past_of(a);  // unless this kernel searches
 
   // What is small is on its way first: the mask to registers, the rest to shared memory.
   if (searches) search.begin(a.mask, static_cast<int>(p.batch));
-  // New keys that have to be rotated are one tile, of the first slice.
-  const bool stages_keys = rotates && slice + part == 0;
-  for (int i = threadIdx.x; i < (stages_keys ? kEightRows + fresh : kEightRows) * (kSize / 8); i += kEightThreads) {
-    const int row = i / (kSize / 8), feature = i % (kSize / 8) * 8,
-              at = row < kEightRows ? query_of(first + row) : row - kEightRows;
-    if (feature >= key_size || (row < kEightRows && row >= count)) continue;
-    const T* const from = row < kEightRows ? row_of(p.q, b, head * group + first + row - at * group, at)
-                                           : row_of(p.key.fresh, b, head, at);
-    onnxfuse::cuda::copy_async(staged + row * kSize + feature, from + feature, true);
+  const int vectors = (stages_keys ? kEightRows + fresh : kEightRows) * (kSize / 8);
+  for (int i = threadIdx.x; i < vectors; i += kEightThreads) {
+    const Addresses<1> from = i == static_cast<int>(threadIdx.x) ? first_staged : staged_from(i);
+    if (from.at[0] != nullptr) onnxfuse::cuda::copy_async(staged + i * 8, from.at[0], true);
   }
   Rotary rotary = a.rotary;
   if (rotates) {
@@ -190,9 +222,9 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
   }
 
   if (n < fresh_tiles + (most + kTileKeys - 1) / kTileKeys && most >= 0) {
-    const KeyTile tile(n, fresh_tiles, fresh, most);
-    fetch_keys(tile);
-    fetch_values(tile);
+    fetch_keys(first_keys);
+    fetch_values(first_values);
+    fetch_mask(start);
   }
   wait_for_cluster();
   if (searches) search.send();
@@ -264,7 +296,7 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
     if (n >= fresh_tiles && n - fresh_tiles < skipped)
       n += (skipped - n + fresh_tiles + workers - 1) / workers * workers;
     const KeyTile next(n, fresh_tiles, fresh, past);
-    if (n < tiles) fetch_keys(next);
+    if (n < tiles) fetch_keys(key_rows(next));
 
     float weights[4], now = top;
 #pragma unroll
@@ -331,7 +363,10 @@ __global__ void __launch_bounds__(kEightThreads, kEightBlocks<kSize>)
       multiply(sums[4 * i + 2], value[0][i].z, value[1][i].z, value[2][i].z, value[3][i].z);
       multiply(sums[4 * i + 3], value[0][i].w, value[1][i].w, value[2][i].w, value[3][i].w);
     }
-    if (n < tiles) fetch_values(next);
+    if (n < tiles) {
+      fetch_values(value_rows(next));
+      fetch_mask(next);
+    }
   }
 
   float* const own = partials + warp * step;

@@ -39,7 +39,7 @@ int few_rows_lanes(int64_t size) {
   return lanes;
 }
 
-template <typename T, int kRows>
+template <typename T>
 struct FewRowsState {
   float top, total, sums[kFeatures<T>];
 
@@ -55,7 +55,7 @@ struct FewRowsState {
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments<T> a, int lanes) {
   constexpr int kN = kFeatures<T>;
-  using State = FewRowsState<T, kRows>;
+  using State = FewRowsState<T>;
   extern __shared__ float memory[];
   onnxfuse::cuda::let_next_start();
   onnxfuse::cuda::wait_for_previous();
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kFewThreads) attention_cuda_few_rows(Arguments
 
 template <typename T, int kRows>
 int64_t few_rows_bytes(int lanes) {
-  return (kFewWarps - 1) * kRows * lanes * static_cast<int64_t>(sizeof(FewRowsState<T, kRows>));
+  return (kFewWarps - 1) * kRows * lanes * static_cast<int64_t>(sizeof(FewRowsState<T>));
 }
 
 }  // namespace onnxfuse::attention::cuda

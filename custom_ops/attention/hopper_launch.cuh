@@ -20,8 +20,9 @@ void launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
   items.tiles = static_cast<int>(divide_up(p.rows(), kHopperRows));
   const int64_t sections = divide_up(heads, std::clamp<int64_t>(kCached / head_bytes, 1, heads));
   items.heads_at_once = static_cast<int>(divide_up(heads, sections));
-  items.count = heads * items.tiles;
-  const int64_t grid = std::min<int64_t>(items.count, device_attribute(cudaDevAttrMultiProcessorCount));
+  items.whole_groups = kHopperWarpRows % p.group() == 0;
+  items.count = static_cast<int>(onnxfuse::cuda::blocks(heads * items.tiles));
+  const int grid = std::min(items.count, device_attribute(cudaDevAttrMultiProcessorCount));
   const auto launch = [&](auto most, auto plain) {
     constexpr int kSize = decltype(most)::value;
     const auto map = [&](const auto& rows, int64_t count, int64_t size) {
@@ -32,7 +33,14 @@ void launch_hopper_rows(const onnxfuse::cuda::Stream& stream, const Arguments<T>
       return CacheMaps{map(cache.past, a.room > 0 ? a.room : p.past, cache.size), map(cache.fresh, p.fresh, cache.size),
                        map(cache.present, a.room > 0 ? a.room : p.keys(), cache.size)};
     };
-    const Maps maps{maps_of(p.key), maps_of(p.value)};
+    const auto grouped = [&](const auto& rows, int64_t size, int rows_of_tile) {
+      return items.whole_groups ? onnxfuse::cuda::grouped_tensor_map(rows.data, p.batch, p.kv_heads, p.queries,
+                                                                     p.group(), size, rows.batch, p.group() * rows.head,
+                                                                     rows.row, rows.head, rows_of_tile)
+                                : CUtensorMap{};
+    };
+    const Maps maps{maps_of(p.key), maps_of(p.value), grouped(p.q, p.key.size, kHopperRows),
+                    grouped(p.y, p.value.size, kHopperWarpRows)};
     stream.launch_early("Attention", attention_cuda_hopper_rows<T, kSize, decltype(plain)::value>,
                         static_cast<unsigned>(grid), kHopperThreads, HopperMemory<T, kSize>::kBytes, a, items, maps);
   };

@@ -3,20 +3,21 @@
 // A block works on one item after the other: 128 rows of one key-value head, all the keys that any of them sees. Its
 // first warpgroup copies: the rows of q, then tiles of kKeys keys and values, two of each in shared memory, and which
 // keys of a tile the padding mask shows, a bit each. The copy engine takes whole tiles; threads copy those that hold
-// the end of the past or of the keys, with zeros behind it: a shared cache may hold anything there. The other two
-// warpgroups own 64 rows each: scores and sums stay in registers, and the weights multiply the values from there. While
-// the tensor cores multiply a tile's weights by its values and the next keys by q, the weights of the next tile are
-// computed; the two warpgroups take turns, so that one computes weights while the other multiplies. Tiles that no row
-// of an item sees are skipped; only tiles on the border of what is visible look at single keys. If asked to, each item
-// writes some of its tiles to present. Each block looks for the length of a shared cache in the mask unless it is told.
+// the end of the past or of the keys, with zeros behind it: a shared cache may hold anything there. The engine moves q
+// and y, too, where a warp's rows are whole groups. The other two warpgroups own 64 rows each: scores and sums stay in
+// registers, and the weights multiply the values from there. While the tensor cores multiply a tile's weights by its
+// values and the next keys by q, the weights of the next tile are computed; the two warpgroups take turns, so that one
+// computes weights while the other multiplies. Tiles that no row of an item sees are skipped; only tiles on the border
+// of what is visible look at single keys. If asked to, each item writes some of its tiles to present. Each block looks
+// for the length of a shared cache in the mask unless it is told.
 //
 // Shared memory, head size 128: q of two items 2 x 32 KiB, keys and values 2 x 64 KiB; q's place takes the results on
 // their way out. Head sizes are multiples of 8 up to kSize; the features up to kSize are zeros. Weights are rounded to
 // T before they multiply values.
 //
 // Limit: the tensor cores, 4 S L D flops a head, half of that under a causal mask. On an H200, which multiplies large
-// float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 430 TFLOP/s at 2048 rows, 408 where present is written,
-// too; 525 at 8192 rows; 537 without the causal mask at 2048.
+// float16 matrices at 700 TFLOP/s, 32 heads of 128, causal: 415 TFLOP/s at 2048 rows where present is written, too;
+// 525 at 8192 rows and 537 without the causal mask at 2048 where it is not.
 //
 // Sources: Dao 2023, FlashAttention-2, arXiv:2307.08691; Shah et al. 2024, FlashAttention-3, arXiv:2407.08608.
 #pragma once
@@ -42,6 +43,7 @@ struct CacheMaps {
 
 struct Maps {
   CacheMaps keys, values;
+  CUtensorMap q, y;  // in tiles of the rows of an item, and of a warp
 };
 
 template <typename T, int kSize>
@@ -63,6 +65,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   using Memory = HopperMemory<T, kSize>;
   constexpr int kKeys = kHopperKeys<kSize>, kChunks = kSize / 8, kCopiers = kWarpgroup;
   constexpr int kRowsStages = Memory::kRowsStages;
+  constexpr int kColumns = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32;  // threads of a row, which have a chunk each
   constexpr uint32_t kRowsSlab = kHopperRows * kSlabRow, kKeysSlab = kKeys * kSlabRow;
   extern __shared__ unsigned char bytes[];
   __shared__ uint64_t keys_full[kHopperStages], keys_empty[kHopperStages], values_full[kHopperStages],
@@ -104,8 +107,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     give_registers<56>();
     const int own = threadIdx.x, warp = own / kWarp, lane = own % kWarp;
     constexpr int kCopy = 5;  // a named barrier
-    // A thread copies one chunk of some rows.
-    constexpr int kColumns = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32, kStep = kCopiers / kColumns;
+    constexpr int kStep = kCopiers / kColumns;
     const int chunk = own % kColumns, own_row = own / kColumns;
     // Whether all keys of a tile exist and lie together: then the engine copies it.
     const auto is_whole = [&](int start) { return start + kKeys <= past || (start >= past && start + kKeys <= keys); };
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
         for (int slab = 0; slab < Memory::kSlabs; ++slab) {
           copy_slab(to_tile + slab * kKeysSlab, is_past ? map.past : map.fresh, slab * kSlab,
-                    is_past ? start : start - past, static_cast<int>(item.head), static_cast<int>(item.b), full);
+                    is_past ? start : start - past, item.head, item.b, full);
         }
         return;
       }
@@ -148,8 +150,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         wait(full, parity);
 #pragma unroll
         for (int slab = 0; slab < Memory::kSlabs; ++slab) {
-          store_slab(map.present, slab * kSlab, start, static_cast<int>(item.head), static_cast<int>(item.b),
-                     shared_address(from) + slab * kKeysSlab);
+          store_slab(map.present, slab * kSlab, start, item.head, item.b, shared_address(from) + slab * kKeysSlab);
         }
         commit_stores();
         return;
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     for (int64_t round = 0; round * grid < items.count; ++round) {
       const int64_t index = item_of(round);
       if (index >= items.count) continue;
-      const Item<T> item = Item<T>::template of<kKeys>(a, items, index, keys, past);
+      const Item<T> item = Item<T>::template of<kKeys>(a, items, static_cast<int>(index), keys, past);
       if (item.begin == item.end) continue;
       const Mask mask = a.mask.of_batch(item.b);
       // Returns whether the mask shows the thread's key of the tile, for announce_keys.
@@ -191,14 +192,25 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int rows_stage = items_done % kRowsStages;
       wait(&rows_empty[rows_stage], items_done / kRowsStages % 2 ^ 1);
       const uint32_t to_rows = shared_address(rows_tile(rows_stage));
+      if (items.whole_groups) {
+        if (own == 0) {
+          expect_bytes(&rows_full[rows_stage], Memory::kRowsBytes);
+#pragma unroll
+          for (int slab = 0; slab < Memory::kSlabs; ++slab) {
+            copy_slab_of_groups(to_rows + slab * kRowsSlab, maps.q, slab * kSlab, place.query_of(item.first), item.head,
+                                item.b, &rows_full[rows_stage]);
+          }
+        }
+      } else {
+        RowWalk walk(place, item.first + own_row, kStep);
 #pragma unroll 4
-      for (int r = own_row; r < kHopperRows && chunk < kChunks; r += kStep) {
-        const int row = item.first + r;
-        const bool exists = row < item.rows && chunk * 8 < p.key.size;
-        copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), exists ? place.at(p.q, row) + chunk * 8 : p.q.data,
-                   exists);
+        for (int r = own_row; r < kHopperRows && chunk < kChunks; r += kStep, walk.next()) {
+          const bool exists = item.first + r < item.rows && chunk * 8 < p.key.size;
+          const T* const from = exists ? walk.at(p.q) + chunk * 8 : p.q.data;
+          copy_async(to_rows + chunk_offset(kHopperRows, r, chunk), from, exists);
+        }
+        commit_copies();
       }
-      commit_copies();
       announce_keys(tiles, is_shown);
       wait_for_copies<0>();
       publish();
@@ -240,7 +252,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   for (int64_t round = 0; round * grid < items.count; ++round) {
     const int64_t index = item_of(round);
     if (index >= items.count) continue;
-    const Item<T> item = Item<T>::template of<kKeys>(a, items, index, keys, past);
+    const Item<T> item = Item<T>::template of<kKeys>(a, items, static_cast<int>(index), keys, past);
 
     const int rows_stage = items_done % kRowsStages;
     unsigned char* const q = rows_tile(rows_stage);
@@ -353,15 +365,31 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         *reinterpret_cast<uint32_t*>(q + chunk_offset(kHopperRows, row, n) + lane % 4 * 4) = both;
       }
     }
-    __syncwarp();
+    const int begin = team * 64 + warp * 16;
+    if (items.whole_groups) {
+      publish();
+      __syncwarp();
+      if (lane == 0) {
+#pragma unroll
+        for (int slab = 0; slab < Memory::kSlabs; ++slab) {
+          store_slab_of_groups(maps.y, slab * kSlab, place.query_of(item.first + begin), item.head, item.b,
+                               shared_address(q) + slab * kRowsSlab + begin * kSlabRow);
+        }
+        commit_stores();
+        wait_for_stores();
+      }
+    } else {
+      __syncwarp();
+      constexpr int kStep = kWarp / kColumns;
+      const int chunk = lane % kColumns, own_row = begin + lane / kColumns;
+      RowWalk walk(place, item.first + own_row, kStep);
 #pragma unroll 4
-    for (int i = lane; i < 16 * kChunks; i += kWarp) {
-      const int r = team * 64 + warp * 16 + i / kChunks, chunk = i % kChunks, row = item.first + r;
-      if (row >= item.rows || chunk * 8 >= p.value.size) continue;
-      *reinterpret_cast<uint4*>(place.at(p.y, row) + chunk * 8) =
-          *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
+      for (int r = own_row; r < begin + 16; r += kStep, walk.next()) {
+        if (item.first + r >= item.rows || chunk * 8 >= p.value.size) continue;
+        *reinterpret_cast<uint4*>(walk.at(p.y) + chunk * 8) =
+            *reinterpret_cast<const uint4*>(q + chunk_offset(kHopperRows, r, chunk));
+      }
     }
-    __syncwarp();
     release(&rows_empty[rows_stage]);
     ++items_done;
   }

@@ -24,7 +24,7 @@ struct HeadPlace {
   __device__ HeadPlace(const Problem<T>& p, int64_t b, int64_t head, int keys)
       : b(b),
         head(head),
-        group(static_cast<int>(p.heads / p.kv_heads)),
+        group(static_cast<int>(p.heads) / static_cast<int>(p.kv_heads)),
         rows(static_cast<int>(p.queries) * group),
         offset(keys - static_cast<int>(p.queries)) {}
 
@@ -43,6 +43,35 @@ struct HeadPlace {
   }
 };
 
+// Rows of a key-value head that lie equally far apart, one after the other: only the first is divided for.
+class RowWalk {
+ public:
+  __device__ RowWalk(const HeadPlace& place, int row, int step)
+      : place_(place),
+        query_(place.query_of(row)),
+        member_(row - query_ * place.group),
+        queries_(place.query_of(step)),
+        members_(step - queries_ * place.group) {}
+
+  template <typename T>
+  __device__ T* at(const Rows<T>& x) const {
+    return row_of(x, place_.b, place_.head * place_.group + member_, query_);
+  }
+
+  __device__ void next() {
+    query_ += queries_;
+    member_ += members_;
+    if (member_ < place_.group) return;
+    member_ -= place_.group;
+    ++query_;
+  }
+
+ private:
+  const HeadPlace& place_;
+  int query_, member_;     // of the row: which query, and which head of its group
+  int queries_, members_;  // of a step
+};
+
 // Keys begin..end-1, which all of some rows see, were it not for the mask.
 struct SeenByAll {
   int begin, end;
@@ -56,19 +85,22 @@ struct SeenByAll {
   }
 };
 
+template <int kKeys>
+inline constexpr int kWordsOf = (kKeys + 31) / 32;  // of their bits
+
 template <typename T, int kKeys, bool kPlain>
 struct LaneRows {
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};  // largest score and sum of weights so far, the lane's own
   float less[2];                                             // what earlier sums of values are worth
 
   // Scores of the tile of keys from `start` on become weights. `row`: the lane's first. `bits`: the keys that exist and
-  // that the padding mask shows.
+  // that the padding mask shows; bits of no key are set.
   __device__ void weigh(const Arguments<T>& a, const HeadPlace& place, const SeenByAll& seen, int row, int start,
                         const uint32_t* bits, float (&scores)[kKeys / 2]) {
     const int lane = threadIdx.x % kWarp;
     uint32_t shown = 0xffffffff;
 #pragma unroll
-    for (int w = 0; w < kKeys / 32; ++w) shown &= bits[w];
+    for (int w = 0; w < kWordsOf<kKeys>; ++w) shown &= bits[w];
     if (!kPlain || shown != 0xffffffff || start < seen.begin || start + kKeys > seen.end) {
       const Query<T> queries[2] = {place.query(a, row), place.query(a, row + 8)};
 #pragma unroll

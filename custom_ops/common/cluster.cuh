@@ -40,23 +40,13 @@ __device__ inline void wait_for_cluster() {
 #endif
 }
 
-// A barrier in shared memory, made for one thread, gets its arrival and waits for so many bytes of copy_bulk, too.
+// A barrier in shared memory, made for one thread, gets its arrival and waits for so many bytes, too.
 __device__ inline void arrive_expecting(uint64_t* barrier, int bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 #endif
 }
-// Copies bytes, a multiple of 16, to shared memory.
-__device__ inline void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-#endif
-}
-
 // Stores to the place that `to`, in shared memory, has in a block of the cluster, which has to be running.
 __device__ inline void store_in(int block, float* to, float value) {
 #if __CUDA_ARCH__ >= 900

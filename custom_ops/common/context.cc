@@ -143,6 +143,12 @@ void* Context::gpu_scratch(const OrtMemoryInfo* device, size_t bytes) const {
   return memory;
 }
 
+bool Context::gpu_allows_tf32() const {
+  void* allowed = nullptr;
+  check(ort::api.KernelContext_GetResource(context_, ort::kCudaResources, ort::kCudaUsesTf32, &allowed));
+  return allowed != nullptr;
+}
+
 void* Context::allocate(size_t bytes) const {
   static OrtMemoryInfo* const cpu = [] {
     OrtMemoryInfo* info = nullptr;

@@ -65,9 +65,11 @@ class Context {
     return Scratch<T>(*this, count);
   }
 
-  // On CUDA: the stream to launch on, and memory for what is launched there during this run; see common/cuda.h.
+  // On CUDA: the stream to launch on, memory for what is launched there during this run, and whether the session has
+  // the provider option use_tf32; see common/cuda.h.
   void* gpu_stream() const;
   void* gpu_scratch(const OrtMemoryInfo* device, size_t bytes) const;
+  bool gpu_allows_tf32() const;
 
   // Calls body(begin, end) for disjoint ranges that cover [0, count), in parallel on the session's own threads where
   // the work, estimated as count * nanoseconds_each, is worth the hand-over. What a body throws is thrown on, once all
@@ -83,7 +85,7 @@ class Context {
       const Body& body;
       int64_t count, chunks;
       std::atomic_flag failed = ATOMIC_FLAG_INIT;
-      std::exception_ptr error;  // the first one
+      std::exception_ptr error = nullptr;  // the first one
     } job{body, count, chunks};
     const auto run_chunk = [](void* user, size_t index) {
       Job& job = *static_cast<Job*>(user);

@@ -12,6 +12,7 @@ namespace {
 // Of cuBLAS's C ABI, which has not changed since CUDA 11.
 constexpr int kAsItIs = 0;                        // CUBLAS_OP_N
 constexpr int kComputeFloat32 = 68;               // CUBLAS_COMPUTE_32F
+constexpr int kComputeTf32 = 77;                  // CUBLAS_COMPUTE_32F_FAST_TF32
 constexpr int kAnyAlgorithm = -1;                 // CUBLAS_GEMM_DEFAULT
 constexpr int kNoReducedPrecisionReduction = 16;  // of cublasMath_t
 
@@ -50,6 +51,11 @@ const Functions& functions() {
 
 void check_status(int status, const char* what) { require(status == 0, "cuBLAS: ", what, ": status ", status); }
 
+cudaDataType type_of(DType dtype) {
+  if (dtype == DType::kFloat32) return CUDA_R_32F;
+  return dtype == DType::kFloat16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
 std::mutex& mutex() {
   static std::mutex mutex;
   return mutex;
@@ -77,7 +83,8 @@ void Cublas::multiply(const Stream& stream, void* workspace, DType dtype, const 
                       int64_t m, int64_t n, int64_t k, float beta) const {
   constexpr int64_t kMost = 0x7fffffff;
   require(m <= kMost && n <= kMost && k <= kMost, "a product of [", m, ",", k, "] and [", k, ",", n, "] is too large");
-  const cudaDataType type = dtype == DType::kFloat16 ? CUDA_R_16F : CUDA_R_16BF;
+  const cudaDataType type = type_of(dtype);
+  const int compute = dtype == DType::kFloat32 && stream.allows_tf32() ? kComputeTf32 : kComputeFloat32;
   const float alpha = 1;
   const int rows = static_cast<int>(m), columns = static_cast<int>(n), depth = static_cast<int>(k);
   const std::lock_guard<std::mutex> lock(mutex());  // the stream and the workspace are the handle's until the launch
@@ -85,7 +92,7 @@ void Cublas::multiply(const Stream& stream, void* workspace, DType dtype, const 
   check_status(functions().set_workspace(handle_, workspace, kWorkspace), "the workspace");
   // cuBLAS has columns first: what it sees is the transpose of each, and c^T = b^T a^T.
   check_status(functions().gemm(handle_, kAsItIs, kAsItIs, columns, rows, depth, &alpha, b, type, columns, a, type,
-                                depth, &beta, c, type, columns, kComputeFloat32, kAnyAlgorithm),
+                                depth, &beta, c, type, columns, compute, kAnyAlgorithm),
                "a product");
 }
 

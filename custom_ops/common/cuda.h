@@ -77,7 +77,9 @@ bool has_hopper();
 // Launches on the stream of a run.
 class Stream {
  public:
-  explicit Stream(const Context& context) : Stream(static_cast<cudaStream_t>(context.gpu_stream())) {}
+  explicit Stream(const Context& context) : Stream(static_cast<cudaStream_t>(context.gpu_stream())) {
+    context_ = &context;
+  }
   explicit Stream(cudaStream_t stream) : stream_(stream) {}
 
   template <class... Parameters, class... Arguments>
@@ -102,6 +104,9 @@ class Stream {
   }
 
   cudaStream_t get() const { return stream_; }
+
+  // Whether products of float32 may round their factors to the 11 significant bits of TF32.
+  bool allows_tf32() const { return context_ != nullptr && context_->gpu_allows_tf32(); }
 
   void copy(void* to, const void* from, size_t bytes) const {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "a copy on the device");
@@ -136,6 +141,7 @@ class Stream {
   }
 
   cudaStream_t stream_;
+  const Context* context_ = nullptr;
 };
 
 // The memory of the device that a node runs on.

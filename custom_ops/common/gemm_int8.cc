@@ -20,6 +20,36 @@
 #include "common/intrinsics.h"
 #include "common/weights_ahead.h"
 
+namespace onnxfuse::int8 {
+namespace {
+
+constexpr int64_t kAmxRows = 16, kVnniRows = 4;  // of a tile: what the registers hold
+constexpr int64_t kMostRows = 32;                // beyond, other ways are quicker: here sums are scaled at every step
+
+bool on_amx(int64_t rows) { return rows > 1 && simd_target() == SimdTarget::kAmx; }
+
+bool has_vnni() {
+  static const bool has = simd_target() >= SimdTarget::kAvx512 && __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
+}  // namespace
+
+// What every machine runs stands here, before the instructions of some are let in.
+
+bool wanted(int64_t rows, DType weight) {
+  return weight == DType::kInt8 && rows <= kMostRows && (on_amx(rows) || has_vnni());
+}
+
+void cut(TileLayout& layout) {
+  const int64_t most = on_amx(layout.rows) ? kAmxRows : kVnniRows;
+  layout.form = TileLayout::Form::kInt8;
+  layout.tiles = (layout.rows + most - 1) / most;
+  layout.tile_rows = layout.tiles == 0 ? 0 : (layout.rows + layout.tiles - 1) / layout.tiles;
+}
+
+}  // namespace onnxfuse::int8
+
 #if defined(__clang__)
 #pragma clang attribute push(                                                                        \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,amx-tile,amx-int8"))), \
@@ -32,9 +62,7 @@
 namespace onnxfuse::int8 {
 namespace {
 
-constexpr int64_t kStep = kScaledRows;           // of K
-constexpr int64_t kAmxRows = 16, kVnniRows = 4;  // of a tile: what the registers hold
-constexpr int64_t kMostRows = 32;                // beyond, other ways are quicker: here sums are scaled at every step
+constexpr int64_t kStep = kScaledRows;  // of K
 constexpr int kVectors = kPanel / 16;
 
 // kStep numbers of each row of a tile: scale * (256 high + low).
@@ -204,13 +232,6 @@ constexpr auto on_vnni_by_rows(std::integer_sequence<int, kIndices...>) {
   return std::array{&multiply_on_vnni<kIndices + 1>...};
 }
 
-bool on_amx(int64_t rows) { return rows > 1 && simd_target() == SimdTarget::kAmx; }
-
-bool has_vnni() {
-  static const bool has = simd_target() >= SimdTarget::kAvx512 && __builtin_cpu_supports("avx512vnni");
-  return has;
-}
-
 template <class MultiplyTile>
 void multiply_all(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, const GemmBlock& block,
                   const MultiplyTile& multiply_tile) {
@@ -230,17 +251,6 @@ void multiply_all(const TileLayout& layout, const void* a, const Weight* weights
 }
 
 }  // namespace
-
-bool wanted(int64_t rows, DType weight) {
-  return weight == DType::kInt8 && rows <= kMostRows && (on_amx(rows) || has_vnni());
-}
-
-void cut(TileLayout& layout) {
-  const int64_t most = on_amx(layout.rows) ? kAmxRows : kVnniRows;
-  layout.form = TileLayout::Form::kInt8;
-  layout.tiles = (layout.rows + most - 1) / most;
-  layout.tile_rows = layout.tiles == 0 ? 0 : (layout.rows + layout.tiles - 1) / layout.tiles;
-}
 
 int64_t bytes(const TileLayout& layout) { return layout.tiles * steps_of(layout) * Step::bytes(layout.tile_rows); }
 

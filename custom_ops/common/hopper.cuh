@@ -85,6 +85,16 @@ __device__ inline void copy_slab(uint32_t to, const CUtensorMap& map, int column
       : "memory");
 }
 
+// The same by a map of rows in groups: from the first member of `group` on.
+__device__ inline void copy_slab_of_groups(uint32_t to, const CUtensorMap& map, int column, int group, int head,
+                                           int batch, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5, %6}], "
+      "[%7];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(0), "r"(group), "r"(head), "r"(batch), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // As copy_slab, to the same place in every block of the cluster whose bit is set in `blocks`; its barrier counts the
 // bytes.
 __device__ inline void copy_slab_to_all(uint32_t to, const CUtensorMap& map, int column, int row, uint16_t blocks,
@@ -108,6 +118,12 @@ __device__ inline void prefetch_slab(const CUtensorMap& map, int column, int row
 __device__ inline void store_slab(const CUtensorMap& map, int column, int row, int head, int batch, uint32_t from) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(&map),
                "r"(column), "r"(row), "r"(head), "r"(batch), "r"(from)
+               : "memory");
+}
+__device__ inline void store_slab_of_groups(const CUtensorMap& map, int column, int group, int head, int batch,
+                                            uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4, %5}], [%6];" ::"l"(&map),
+               "r"(column), "r"(0), "r"(group), "r"(head), "r"(batch), "r"(from)
                : "memory");
 }
 __device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

@@ -12,7 +12,8 @@
 // there are as many blocks as run at once if each has a multiprocessor for itself, which each gets. Blocks that share
 // one do so unevenly where a kernel starts early, as it gets what the one before has left, and that costs more than
 // what the few multiprocessors without a block could do. For the same reason the next kernel may start only once the
-// last loads are on their way: its own would come in between.
+// last loads are on their way: its own would come in between. What a block loads first is on its way long before the
+// row is there; a little more is fetched into the second-level cache until then, and much more would delay the row.
 #pragma once
 
 #include "common/cluster.cuh"
@@ -21,13 +22,14 @@
 
 namespace onnxfuse::cuda {
 
-// Of products by kMatrices matrices side by side: vectors of a tile, threads, vectors that a thread has on their way.
-// One matrix is read quicker through a smaller ring.
-template <int kMatrices_, int kTile_>
+// Of products by kMatrices matrices side by side: vectors of a tile, threads, vectors that a thread has on their way,
+// and those fetched ahead of them. One matrix is read quicker through a smaller ring.
+template <int kMatrices_, int kTile_, int kThreads_>
 struct OneRowShape {
-  static constexpr int kMatrices = kMatrices_, kTile = kTile_, kThreads = kMatrices == 1 ? 512 : 384;
-  static constexpr int kRows = kThreads / kTile, kRing = (kMatrices == 1 ? 64 : 96) << 10;  // bytes
-  static constexpr int kDeep = kRing / (kMatrices * kThreads * 16);
+  static constexpr int kMatrices = kMatrices_, kTile = kTile_, kThreads = kThreads_, kRows = kThreads / kTile;
+  static constexpr int kStep = kMatrices * kThreads * 16, kRing = (kMatrices == 1 ? 64 : 96) << 10;  // bytes
+  static constexpr int kDeep = kRing / kStep, kAhead = (16 << 10) / kStep;
+  static_assert(kThreads % kTile == 0 && kThreads % kWarp == 0 && kAhead > 0);
 };
 
 // Where the row h: [K] comes from.
@@ -102,7 +104,8 @@ __device__ inline float make_row(const Row<T, A>& row, int begin, int count, int
 // of each; source(vector, matrix) gives the place of a vector; finish(row, column, sums) takes those of a column of
 // each. waits_first: the matrices are not constant.
 template <class Shape, typename W, typename T, typename A, class Columns>
-__global__ void __launch_bounds__(Shape::kThreads, 2) one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
+__global__ void __launch_bounds__(Shape::kThreads, 1024 / Shape::kThreads)
+    one_row_cuda(Row<T, A> row, Columns columns, bool waits_first) {
   constexpr int kN = kLanes<W>, kMatrices = Shape::kMatrices, kTile = Shape::kTile, kColumns = kTile * kN;
   constexpr int kRows = Shape::kRows, kThreads = Shape::kThreads, kDeep = Shape::kDeep;
   // The ring [kDeep][kMatrices][threads] of vectors, later sums [kRows][kMatrices][kColumns] of the block; then what
@@ -147,6 +150,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 2) one_row_cuda(Row<T, A> row
   };
 #pragma unroll
   for (int u = 0; u < kDeep - 1; ++u) load_next(u);
+#pragma unroll
+  for (int u = 0; u < Shape::kAhead; ++u) {
+    constexpr int kLine = 8;  // vectors
+    if (u >= left || lane % kLine != 0) break;
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) prefetch(from[m] + u * stride[m]);
+  }
   if (!waits_first) wait_for_previous();
 
   const int steps = (count + kRows - 1) / kRows;
@@ -244,17 +254,27 @@ void one_row_of(const Stream& stream, const char* name, const Row<T, A>& row, co
 // can start early.
 template <typename W, typename T, typename A, class Columns>
 void one_row(const Stream& stream, const char* name, const Row<T, A>& row, const Columns& columns, bool constant) {
+  const auto go = [&](auto shape) { one_row_of<decltype(shape), W>(stream, name, row, columns, constant); };
   if constexpr (Columns::kMatrices == 1) {
-    using Wide = OneRowShape<1, 64>;
-    using Narrow = OneRowShape<1, 32>;
-    const auto blocks_of = [&](int tile) { return one_row_blocks(columns.vectors, tile, row.depth); };
-    if (blocks_of(Wide::kTile) >= blocks_of(Narrow::kTile)) {
-      one_row_of<Wide, W>(stream, name, row, columns, constant);
+    using Wide = OneRowShape<1, 64, 512>;
+    using Middle = OneRowShape<1, 32, 768>;
+    using Narrow = OneRowShape<1, 24, 576>;
+    // Of one wave; wide tiles are as good as others where there are more.
+    const auto blocks_of = [&](int tile) {
+      const int64_t count = one_row_blocks(columns.vectors, tile, row.depth);
+      return count <= clusters_at_once(1) ? count : 0;
+    };
+    const int64_t wide = blocks_of(Wide::kTile), middle = blocks_of(Middle::kTile), narrow = blocks_of(Narrow::kTile);
+    // Rows of 384 bytes are read slower, which a fifth more blocks make up for.
+    if (5 * narrow > 6 * std::max(wide, middle)) {
+      go(Narrow{});
+    } else if (middle > wide) {
+      go(Middle{});
     } else {
-      one_row_of<Narrow, W>(stream, name, row, columns, constant);
+      go(Wide{});
     }
   } else {
-    one_row_of<OneRowShape<Columns::kMatrices, 48>, W>(stream, name, row, columns, constant);
+    go(OneRowShape<Columns::kMatrices, 48, 384>{});
   }
 }
 

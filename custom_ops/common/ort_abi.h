@@ -37,10 +37,13 @@ inline constexpr int kErrorInvalidArgument = 2;
 inline constexpr int kRequired = 0;
 inline constexpr int kOptional = 1;
 inline constexpr int kAttributeInt = 1;
-inline constexpr int kAttributeFloat = 3;
-inline constexpr int kAttributeString = 5;
 inline constexpr int kArenaAllocator = 1;
 inline constexpr int kMemoryDefault = 0;
+
+// Of CUDA's resources that a kernel can ask for, in their third version, as numbered since ONNX Runtime 1.18: the
+// provider option use_tf32, null for no.
+inline constexpr int kCudaResources = 3;
+inline constexpr int kCudaUsesTf32 = 10011;
 
 struct CustomOp;
 
@@ -82,6 +85,7 @@ struct CustomOp;
   SLOT(249, KernelInfoGetConstantInput_tensor, OrtStatus*, const OrtKernelInfo*, size_t index, int* is_constant,       \
        const OrtValue** out)                                                                                           \
   SLOT(253, KernelContext_GetAllocator, OrtStatus*, const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator** out) \
+  SLOT(265, KernelContext_GetResource, OrtStatus*, const OrtKernelContext*, int version, int resource, void** out)     \
   SLOT(267, ShapeInferContext_GetInputCount, OrtStatus*, const OrtShapeInferContext*, size_t* out)                     \
   SLOT(268, ShapeInferContext_GetInputTypeShape, OrtStatus*, const OrtShapeInferContext*, size_t index,                \
        OrtTensorTypeAndShapeInfo** out)                                                                                \

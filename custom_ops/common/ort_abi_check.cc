@@ -84,8 +84,7 @@ ONNXFUSE_CHECK_MEMBER(ReleaseAliasMap)
 
 static_assert(kErrorFail == ORT_FAIL && kErrorInvalidArgument == ORT_INVALID_ARGUMENT);
 static_assert(kRequired == INPUT_OUTPUT_REQUIRED && kOptional == INPUT_OUTPUT_OPTIONAL);
-static_assert(kAttributeInt == ORT_OP_ATTR_INT && kAttributeFloat == ORT_OP_ATTR_FLOAT &&
-              kAttributeString == ORT_OP_ATTR_STRING);
+static_assert(kAttributeInt == ORT_OP_ATTR_INT);
 static_assert(kArenaAllocator == OrtArenaAllocator && kMemoryDefault == OrtMemTypeDefault);
 
 }  // namespace

@@ -13,4 +13,9 @@ namespace onnxfuse::cuda {
 CUtensorMap tensor_map(const void* data, int64_t batch, int64_t heads, int64_t rows, int64_t columns,
                        int64_t batch_stride, int64_t head_stride, int64_t row_stride, int rows_of_tile);
 
+// The same of rows in groups, [batch, head, group, member, column], in tiles of up to 256 rows that are whole groups.
+CUtensorMap grouped_tensor_map(const void* data, int64_t batch, int64_t heads, int64_t groups, int64_t members,
+                               int64_t columns, int64_t batch_stride, int64_t head_stride, int64_t group_stride,
+                               int64_t member_stride, int rows_of_tile);
+
 }  // namespace onnxfuse::cuda

@@ -19,7 +19,7 @@ using cuda::Matrix;
 using mlp::cuda::Product;
 
 constexpr const char* kName = "GatedMLP";
-constexpr int64_t kFewRows = 8;  // of a kernel of our own, beyond one row only where there is no cuBLAS
+constexpr int64_t kFewRows = 8;  // of a kernel of our own, fewer where there is cuBLAS
 
 template <typename T>
 class GatedMLP : public GatedMLPNode<T> {
@@ -60,18 +60,19 @@ class GatedMLP : public GatedMLPNode<T> {
     const cuda::EnteringRows<T> h(context, stream, memory_, a.x, a.skip, a.sum, a.norm_weight, this->epsilon_, a.rows,
                                   a.width);
     a.x = h.get();
-    const bool vectors = weights_have_vectors && is_aligned(a.x) && is_aligned(a.y) &&
-                         a.width % mlp::cuda::kFewDepth == 0 && a.gate.columns % mlp::cuda::kFewDepth == 0;
+    const bool vectors = weights_have_vectors && is_aligned(a.x) && is_aligned(a.y) && a.width > 0 &&
+                         a.width % mlp::cuda::kFewDepth == 0 && a.gate.columns > 0 &&
+                         a.gate.columns % mlp::cuda::kFewDepth == 0;
     const bool plain = !a.gate.packed && !a.up.packed && !a.down.packed;
     if constexpr (sizeof(T) == 2) {
-      const bool has_depth = a.width > 0 && a.gate.columns > 0;
-      if (vectors && plain && has_depth && mlp::cuda::is_for_hopper(a.rows)) return run_on_hopper(context, stream, a);
+      if (vectors && plain && mlp::cuda::is_for_hopper(a.rows)) return run_on_hopper(context, stream, a);
     }
-    const bool has_cublas = sizeof(T) == 2 && plain && cublas_ != nullptr;
-    const bool few = vectors && a.rows <= (has_cublas ? 1 : kFewRows);
+    const bool has_cublas = plain && cublas_ != nullptr;
+    const int64_t few_rows_beside_cublas = sizeof(T) == 2 ? 1 : mlp::cuda::few_float32_rows(stream);
+    const bool few = vectors && a.rows <= (has_cublas ? few_rows_beside_cublas : kFewRows);
+    if (vectors && !few && has_cublas) return run_on_cublas(context, stream, a);
     if constexpr (sizeof(T) == 2) {
       if (vectors && !few) {
-        if (has_cublas) return run_on_cublas(context, stream, a);
         const cuda::DeviceScratch hidden(context, memory_, a.rows * a.gate.columns * sizeof(T));
         return run(a, hidden.at<T>(0),
                    [&](auto gated, const auto& product) { mlp::cuda::many_rows<gated>(stream, kName, product); });

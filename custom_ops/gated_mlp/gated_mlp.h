@@ -20,7 +20,8 @@
 // Numerics: everything between x and y in float32, but for sum and, in most kernels, h, which are rounded to T; one
 // rounding to T at the end; the graph it replaces rounds to T after each operator.
 // On CUDA, for more than one row of 16-bit numbers, the product of both projections is rounded to T as well, and most
-// kernels round the projections, too.
+// kernels round the projections, too. More than two rows of float32 are multiplied in TF32 where the session has
+// use_tf32.
 // Errors: dimensions that do not fit together, a weight in neither layout, an unknown activation, a missing epsilon.
 #pragma once
 

@@ -32,6 +32,9 @@ void few_rows(const Stream& stream, const char* name, const Product& p) {
   }
 }
 
+// Up to how many rows of float32 that is at least as quick as cuBLAS.
+inline int64_t few_float32_rows(const Stream& stream) { return stream.allows_tf32() ? 2 : 8; }
+
 template <bool kGated, class Product>
 void any_rows(const Stream& stream, const char* name, const Product& p) {
   const dim3 grid(blocks(divide_up(p.rows, kAnyTile)), plane(divide_up(p.columns, kAnyTile)));

@@ -125,12 +125,14 @@ class Linear : public LinearNode<T> {
                 const Product& product) const {
     const Weight& weight = product.weight;
     if (weight.columns == 0) return;
+    const bool vectors =
+        has_vectors<T>(weight) && is_aligned(h) && is_aligned(product.y) && depth % 8 == 0 && depth > 0;
+    const bool has_cublas = cublas_ != nullptr && !weight.packed && weight.dtype == kDTypeOf<T> && depth > 0;
+    const int64_t few = sizeof(T) == 2 ? 0 : mlp::cuda::few_float32_rows(stream);
+    if (has_cublas && !(vectors && rows <= few)) {
+      return multiply_on_cublas(context, stream, h, rows, depth, product);
+    }
     if constexpr (sizeof(T) == 2) {
-      const bool vectors =
-          has_vectors<T>(weight) && is_aligned(h) && is_aligned(product.y) && depth % 8 == 0 && depth > 0;
-      if (vectors && cublas_ != nullptr && !weight.packed) {
-        return multiply_on_cublas(context, stream, h, rows, depth, product);
-      }
       if (vectors && rows > kFewRows) {
         return mlp::cuda::many_rows<false>(stream, kName, product_of<T>(h, rows, depth, product));
       }

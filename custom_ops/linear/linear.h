@@ -15,7 +15,8 @@
 //
 // Source: the projections of a Llama layer (Vaswani et al. 2017, arXiv:1706.03762) behind its norm (Zhang & Sennrich
 // 2019, arXiv:1910.07467): query, key and value; the attention's output; the last norm and the logits.
-// Numerics: h is rounded to T, sums are float32, one rounding to T at the end; see common/gemm.h for the products.
+// Numerics: h may be rounded to T or stay in float32, sums are float32, one rounding to T at the end; see common/gemm.h
+// for the products. On CUDA more than two rows of float32 are multiplied in TF32 where the session has use_tf32.
 // Errors: dimensions that do not fit together, a weight in neither layout or of another dtype, a missing epsilon.
 #pragma once
 

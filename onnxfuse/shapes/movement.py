@@ -36,6 +36,12 @@ def gather(call: Call) -> Fact:
     return Fact(data.dtype, shape, content)
 
 
+@rule("Embedding")
+def embedding(call: Call) -> Fact:
+    ids, table = call[0].shape, call[1].shape
+    return Fact(call[1].dtype, None if ids is None or table is None else (*ids, table[1]))
+
+
 @rule("GatherND")
 def gather_nd(call: Call) -> Fact:
     data, indices, batch = call[0], call[1], call.attr("batch_dims", 0)

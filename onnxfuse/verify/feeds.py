@@ -1,14 +1,18 @@
-"""Random inputs for a whole model: realistic where a role is known, plain numbers elsewhere."""
+"""Random inputs for a whole model: realistic where a role is known, plain numbers elsewhere.
+
+At every second point numbers and tokens also meet what the model compares them with, and a flag is turned over.
+"""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from onnxfuse.verify.interface import UNKNOWN_VOCABULARY, Interface, Point
+from onnxfuse.verify.interface import UNKNOWN_VOCABULARY, Input, Interface, Point
 
 HIDDEN_SCORE = -1e4  # a masked score: finite in float16, zero after Softmax
 
@@ -18,6 +22,7 @@ PASTS = (0, 5, 64)
 SAMPLES = 3  # least number of points, unless they have ENOUGH_TOKENS
 ENOUGH_TOKENS = 256  # each is drawn and compared on its own: one long prompt shows as much as several short ones
 PADDINGS = ("none", "left", "right")
+MEETINGS = 0.5  # of the numbers that the model compares with others, drawn near those
 
 
 def grid(
@@ -27,7 +32,7 @@ def grid(
     pasts: Sequence[int] = PASTS,
     paddings: Sequence[str] = PADDINGS,
 ) -> list[Point]:
-    """All different points that `interface` allows, several samples where those are few.
+    """All different points that `interface` allows, several samples where those are few or draw all flags alike.
 
     Padding needs a batch of at least two and a token beside it.
     """
@@ -45,10 +50,10 @@ def grid(
                     if padding != "none" and point.batch < 2:
                         continue
                     points[point] = None
-    first = list(points)[:1]
-    if sum(point.batch * point.length for point in points) >= ENOUGH_TOKENS:
-        return list(points)
-    extra = [replace(p, sample=sample) for p in first for sample in range(1, SAMPLES - len(points) + 1)]
+    few = sum(point.batch * point.length for point in points) < ENOUGH_TOKENS
+    least = 2 if _alternates(interface) and len({*map(_is_second, points)}) == 1 else 1
+    samples = max(SAMPLES - len(points) + 1 if few else 1, least)
+    extra = [replace(p, sample=sample) for p in list(points)[:1] for sample in range(1, samples)]
     return [*points, *extra]
 
 
@@ -67,6 +72,30 @@ def visible(point: Point) -> np.ndarray:
     return mask
 
 
+def _is_second(point: Point) -> bool:
+    """Whether this is one of every two points: they differ by one size at a time, or by their sample."""
+    return (point.batch + point.length + point.past + point.sample) % 2 == 1
+
+
+def _alternates(interface: Interface) -> bool:
+    """Whether an input is drawn otherwise at every second point."""
+    return any(entry.compared or entry.dtype.name == "BOOL" for entry in interface.inputs)
+
+
+def _meeting(array: np.ndarray, entry: Input, rng: np.random.Generator) -> np.ndarray:
+    """`array` with some of its integers near those that the model compares them with; a single one is just that."""
+    around = (0,) if array.size == 1 else (-1, 0, 1)
+    least, limit = (
+        min((0, *entry.compared)),
+        entry.limit or (UNKNOWN_VOCABULARY if entry.role == "tokens" else math.inf),
+    )
+    near = sorted({number + step for number in entry.compared for step in around})
+    near = [number for number in near if least <= number < limit]
+    if not near:
+        return array
+    return np.where((rng.random(array.shape) < MEETINGS) | (array.size == 1), rng.choice(near, array.shape), array)
+
+
 def _fits(tokens: np.ndarray, shape: Sequence[int]) -> bool:
     """Whether an array of this shape has one entry for each of the tokens [B, L], or one for those of every row."""
     return shape[-1] == tokens.shape[1] and (len(shape) < 2 or shape[0] in (1, len(tokens)))
@@ -83,6 +112,7 @@ def draw(interface: Interface, point: Point) -> dict[str, np.ndarray]:
         match entry.role:
             case "tokens":
                 array = rng.integers(0, entry.limit or UNKNOWN_VOCABULARY, shape)
+                array = _meeting(array, entry, rng) if _is_second(point) else array
             case "mask" if not _fits(keys, shape):  # of other tokens than the cache's: an encoder's, say
                 array = np.ones(shape)
             case "mask":
@@ -99,8 +129,11 @@ def draw(interface: Interface, point: Point) -> dict[str, np.ndarray]:
                 rows, columns = shape[-2:]  # the last row sees all, as in a square mask that the model cuts by itself
                 hidden = np.arange(columns) > np.arange(rows)[:, None] + columns - rows
                 array = np.broadcast_to(np.where(hidden, HIDDEN_SCORE, 0.0), shape)
+            case "numbers" if entry.dtype.name == "BOOL":
+                array = rng.integers(0, 2, shape) if math.prod(shape) > 1 else np.full(shape, _is_second(point))
             case "numbers":
-                array = rng.integers(0, 2 if entry.dtype.name == "BOOL" else 4, shape)
+                array = rng.integers(0, 4, shape)
+                array = _meeting(array, entry, rng) if _is_second(point) else array
             case _:
                 array = rng.standard_normal(shape, dtype=np.float32)
         feed[entry.name] = np.array(array, dtype=entry.dtype.numpy(), order="C")

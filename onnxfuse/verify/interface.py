@@ -11,7 +11,7 @@
 | offset | [] int | P, the tokens already in the cache |
 | scores | [..., S, T] float | 0 or very negative, added to attention scores |
 | values | any float | normal |
-| numbers | any other | small integers, booleans |
+| numbers | any other | small integers, and those that the model compares them with; booleans |
 
 B is the batch, S the new tokens, P the past ones, T = P + S. A dimension that no role explains is bound by its
 symbol's name; what is still free gets `Interface.free`, and `FREE_SIZES` are worth a try.
@@ -22,12 +22,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxfuse.facts import declared_size
 
 FREE_SIZES = (4, 16, 32, 64, 80, 96, 128, 256)  # of a symbolic dimension that nothing explains
 LAYOUT_CHANGES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
+SELECTING = {("Gather", 1): 0, ("Embedding", 0): 1}  # where ids go in, and the table from whose rows they select
+COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sub")
+COMPARED = 16  # elements up to which a constant counts as what the inputs are compared with
 UNKNOWN_VOCABULARY = 64  # token ids drawn below this where the embedding table is not found
 
 
@@ -54,7 +58,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Input:
-    """A graph input and what it means; `axes` names the size of each dimension: "B", "S", "P", "T", an int or None."""
+    """A graph input and what it means; `axes` names the size of each dimension: "B", "S", "P", "T", an int or None.
+
+    `compared` are the integers that the model compares it with, a padding token's number say.
+    """
 
     name: str
     dtype: ir.DataType
@@ -62,6 +69,7 @@ class Input:
     role: str
     axes: tuple[str | int | None, ...]
     limit: int = 0
+    compared: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Interface:
             role = _role(value, rows, given)
             dims = tuple(map(declared_size, value.shape))
             axes = tuple(d if isinstance(d, int) else None for d in dims)
-            inputs.append(Input(value.name, value.dtype, dims, role, axes, rows or 0))
+            inputs.append(Input(value.name, value.dtype, dims, role, axes, rows or 0, _compared_with(value)))
         symbols = _symbol_meanings(inputs)
         return cls(tuple(replace(i, axes=_axes(i, symbols)) for i in inputs), unknown)
 
@@ -155,13 +163,28 @@ def _role_axes(role: str, dims: tuple[int | str | None, ...]) -> tuple[str | Non
 def _rows_indexed_by(value: ir.Value) -> int | None:
     """Rows of the table that `value` selects from, following it through casts and reshapes."""
     for node, index in _readers(value):
-        if node.op_type == "Gather" and index == 1:
-            table = node.inputs[0]
+        if (node.op_type, index) in SELECTING:
+            table = node.inputs[SELECTING[node.op_type, index]]
             if table.shape is None and table.const_value is not None:
                 return table.const_value.shape[0]
             if table.shape is not None and len(table.shape) == 2 and isinstance(table.shape[0], int):
                 return table.shape[0]
     return None
+
+
+def _compared_with(value: ir.Value) -> tuple[int, ...]:
+    """The integers that the integers in `value` are compared with."""
+    found: set[int] = set()
+    for node, index in _readers(value) if value.dtype.is_integer() else ():
+        if node.op_type in COMPARISONS and not node.domain:
+            other = node.inputs[1 - index]
+            while other.producer() is not None and other.producer().op_type in LAYOUT_CHANGES:
+                other = other.producer().inputs[0]
+            tensor = ir.convenience.get_const_tensor(other)
+            if tensor is not None and tensor.size <= COMPARED:
+                numbers = tensor.numpy().astype(np.float64).reshape(-1)
+                found.update(int(number) for number in numbers if abs(number) < 2**31)
+    return tuple(sorted(found))
 
 
 def _written_into(value: ir.Value) -> bool:

@@ -41,6 +41,7 @@ class Shrinking:
         if sum(tensor.nbytes for tensor in weights.values()) < LARGE_WEIGHTS:
             return cls()
         sizes = {size for tensor in weights.values() for size in tensor.shape if size >= LARGE_SIZE}
+        sizes -= _selected_from(before)
         common = math.gcd(*sizes)
         if common <= SMALLEST_SIZE or common % SMALLEST_SIZE:
             return cls()
@@ -48,6 +49,13 @@ class Shrinking:
         if any(size % number == 0 or number % size == 0 for number in numbers for size in sizes):
             return cls()
         return cls(frozenset(sizes), common // SMALLEST_SIZE)
+
+
+def _selected_from(piece: Slice) -> set[int]:
+    """Sizes of axes that tokens or positions select from: they are drawn from all there are."""
+    selecting = [node for node in piece.nodes if node.op_type == "Gather" and not node.domain]
+    shapes = [(node, piece.facts.shape(node.inputs[0])) for node in selecting]
+    return {shape[node.attributes.get_int("axis", 0)] for node, shape in shapes if shape}
 
 
 def _numbers_of(pieces: Iterable[Slice], functions: Iterable[ir.Function]) -> Iterable[int]:

@@ -1,0 +1,3 @@
+"""Embedding: the rows of a table that ids select."""
+
+OPERATOR = "Embedding"
