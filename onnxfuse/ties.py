@@ -1,8 +1,8 @@
 """Sizes by different names: whether they may be one.
 
 An input's size by another name is another size, which may be 1, where a graph broadcasts and a kernel refuses. But
-tokens and their positions are equally many, whatever an exporter calls that; and shape inference gives a name of its
-own to what it cannot tell, which says nothing.
+tokens and their positions are equally many, whatever an exporter calls that; and what shape inference cannot tell says
+nothing: a name of its own, or the minimum of what a slice asks for and what there is.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def may_be_one(a: Size, b: Size, facts: Facts) -> bool:
     names = facts.memory.setdefault(may_be_one, {})
     if not names:
         names.update(_names(facts))
-    if not dims.symbols(a) | dims.symbols(b) <= set(names):
-        return True
-    plain = all(size == dims.symbol(name) for size in (a, b) for name in dims.symbols(size))
-    return plain and {names[name] for name in dims.symbols(a)} == {names[name] for name in dims.symbols(b)}
+    if all(size == dims.symbol(name) for size in (a, b) for name in dims.symbols(size)):
+        first, second = (names.get(name) for size in (a, b) for name in dims.symbols(size))
+        return first == second or None in (first, second)
+    atoms = [atom for size in (a, b) for monomial, _ in size.terms for atom in monomial]
+    return any(atom.op != "size" or atom.args[0] not in names for atom in atoms)
 
 
 def interface(facts: Facts) -> Interface:

@@ -164,3 +164,18 @@ def test_positions_are_as_many_as_tokens_whatever_the_exporter_calls_that(ids: s
     original = model_of(body, f"int64[B, S] tokens, {ids}, {words}", f"float[u, {N}, v, {D}] y", constants)
     made = onnxfuse.optimize(original, verify="none").model
     assert any(node.op_type == "RotaryEmbedding" for node in made.graph) == fused
+
+
+def test_a_table_cut_where_the_past_ends_has_a_row_for_each_position():
+    """Shape inference cannot tell whether all of those rows are there."""
+    body = """
+        past_shape = Shape<start=1, end=2>(past) count = Shape<start=2, end=3>(x) behind = Add(past_shape, count)
+        C2 = Slice(cos, past_shape, behind, nought) I2 = Slice(sin, past_shape, behind, nought)
+        C = Unsqueeze(C2, axes) I = Unsqueeze(I2, axes)
+        lo = Slice(x, nought, half, last) hi = Slice(x, half, far, last) minus = Neg(hi)
+        turned = Concat<axis=-1>(minus, lo) a = Mul(x, C) b = Mul(turned, I) y = Add(a, b)
+    """
+    inputs = f"float[B, {N}, S, {D}] x, float[B, P, 2] past, float[40, {D}] cos, float[40, {D}] sin"
+    constants = f"{CONSTANTS}, int64[2] axes = {{0, 1}}"
+    made = onnxfuse.optimize(model_of(body, inputs, f"float[u, {N}, v, {D}] y", constants), verify="match").model
+    assert any(node.op_type == "RotaryEmbedding" for node in made.graph)
