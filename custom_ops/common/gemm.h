@@ -11,7 +11,8 @@
 //
 // Work is split into blocks of rows by panels of 32 columns. A block is owned by one thread, which multiplies over the
 // whole of K into a buffer that stays in its second-level cache and then hands the sums to an epilogue (activation,
-// bias, rounding). Several weights that share A (gate and up; query, key and value) are multiplied together.
+// bias, rounding); sums that are a float32 result already go there in the course of the product. Several weights that
+// share A (gate and up; query, key and value) are multiplied together.
 // Memory traffic: W is read once for every few hundred rows.
 //
 // Numerics: a product of float32 and its addition to the sum are rounded once (FMA); float16 and bfloat16 are widened.
@@ -27,6 +28,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "common/context.h"
 #include "common/shape_inference.h"
@@ -73,6 +75,9 @@ struct TileLayout {
   int64_t begin(int64_t tile) const { return spread() ? rows * tile / tiles : std::min(rows, tile * tile_rows); }
   int64_t tile_of(int64_t row) const { return spread() ? ((row + 1) * tiles - 1) / rows : row / tile_rows; }
   bool spread() const { return form == Form::kFloat; }
+
+  // Whether the sums of a block may go elsewhere than to its buffer.
+  bool writes_out() const { return depth > 0 && form == Form::kFloat; }
 };
 
 // Part of A where it comes from: row `row` of panel `panel` (columns 32 panel ...) starts at
@@ -91,6 +96,7 @@ struct GemmBlock {
   int64_t first_tile, tiles, first_row, rows, first_panel, panels;
   float* sums;  // [weights][panels][row_capacity][kPanel]
   int64_t row_capacity;
+  float* out = nullptr;  // [M, N] of one weight, N a multiple of kPanel: where the sums go instead, if not null
 
   float* row(int64_t weight, int64_t panel, int64_t row) const {
     return sums + ((weight * panels + panel - first_panel) * row_capacity + row - first_row) * kPanel;
@@ -162,26 +168,44 @@ void for_each_block(const Context& context, const TileLayout& layout, const void
                        });
 }
 
-// Calls epilogue(i, block), in parallel, for blocks that cover A @ W of weight i, for each of `count` weights of any N
-// and equal dtype. The epilogue must not throw.
-template <class Epilogue>
-void for_each_block_of_each(const Context& context, const TileLayout& layout, const void* a, const Weight* weights,
-                            int64_t count, const Epilogue& epilogue) {
+// y = T(A @ W + bias), y: [M, N]; bias: [N] or null.
+template <typename T>
+struct Projection {
+  Weight weight;
+  const T* bias;
+  T* y;
+
+  // Where the kernel writes sums that are y as they are, if they come in whole panels; else null.
+  float* out(const TileLayout& layout) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (bias == nullptr && layout.writes_out() && weight.columns % kPanel == 0) return y;
+    }
+    return nullptr;
+  }
+};
+
+// Computes `count` projections of any N and equal dtype, in parallel; round(block, bias, y, N) adds the bias to the
+// sums of a block and rounds them to its part of y.
+template <typename T, class Round>
+void multiply_each(const Context& context, const TileLayout& layout, const void* a, const Projection<T>* projections,
+                   int64_t count, const Round& round) {
   int64_t blocks = 0;
   double nanoseconds = 0;
   for (int64_t i = 0; i < count; ++i) {
-    blocks += GemmPlan(layout, weights[i].panels()).blocks();
-    nanoseconds += product_nanoseconds(layout, weights[i]);
+    blocks += GemmPlan(layout, projections[i].weight.panels()).blocks();
+    nanoseconds += product_nanoseconds(layout, projections[i].weight);
   }
   if (blocks == 0) return;
   context.parallel_for(blocks, nanoseconds / static_cast<double>(blocks), [&](int64_t begin, int64_t end) {
-    int64_t first = 0;  // block of weight i
+    int64_t first = 0;  // block of projection i
     for (int64_t i = 0; i < count && first < end; ++i) {
-      const GemmPlan plan(layout, weights[i].panels());
+      const Projection<T>& projection = projections[i];
+      const GemmPlan plan(layout, projection.weight.panels());
       for (int64_t j = std::max(begin, first); j < std::min(end, first + plan.blocks()); ++j) {
         GemmBlock block = plan.block(j - first);
-        multiply(layout, a, weights + i, 1, block);
-        epilogue(i, block);
+        block.out = projection.out(layout);
+        multiply(layout, a, &projection.weight, 1, block);
+        if (block.out == nullptr) round(block, projection.bias, projection.y, projection.weight.columns);
       }
       first += plan.blocks();
     }

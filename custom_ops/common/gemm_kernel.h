@@ -1,52 +1,40 @@
 // The blocked product of gemm.h for one SIMD target.
 //
-// A tile of sums lives in registers while k runs over a slice: some rows of one or two panels, 32 KB of float32. The
-// slice stays in the first-level cache, the tiles of A in the second. While a tile is computed, the next tile of A and
-// its share of the next slice are prefetched.
+// A tile of sums lives in registers while k runs over a slice: some rows of a panel, 32 KB of weights. The slice stays
+// in the first-level cache, the tiles of A in the second. While a tile is computed, the next tile of A and its share of
+// the next slice are prefetched.
 //
 // The next slice is prefetched as several streams, 4 KB apart: a processor follows a stream up to the end of a page
 // only, and one stream alone leaves a quarter of the memory bandwidth unused.
 
-// A few rows make high tiles of one panel: weights, which come from memory, are read by few tiles and, where their
-// dtype is narrow and the tile is the only one, go straight into registers. A slice is eight pages of weights.
+// Tiles are high: weights are read by few of them and, where their dtype is narrow and there are few tiles, go straight
+// into registers. A slice is eight pages of weights.
 template <typename W>
-struct FewRows {
-  static constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;                   // of a tile
-  static constexpr int kVectors = kLanes == 1 ? 4 : 2;                                    // of a row of a tile
-  static constexpr int64_t kPanels = 1, kDepth = 8 * 4096 / kPanel / int64_t{sizeof(W)};  // of a slice
-  static constexpr int kUnroll = 16 / sizeof(W);                                          // of the loop over k
+struct Cut {
+  static constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;      // of a tile
+  static constexpr int kVectors = kLanes == 1 ? 4 : 2;                       // of a row of a tile
+  static constexpr int64_t kDepth = 8 * 4096 / kPanel / int64_t{sizeof(W)};  // of a slice
+  static constexpr int kUnroll = 16 / sizeof(W);                             // of the loop over k
+  static constexpr int64_t kRowStride = kDepth + 16;  // of the rows of A: off a power of two, for the cache's sets
 };
 
-// Many rows make wide tiles of two panels, which take the fewest instructions for a product.
-struct ManyRows {
-  static constexpr int kRows = kLanes == 1 ? 4 : 6;
-  static constexpr int kVectors = kLanes == 16 ? 4 : FewRows<float>::kVectors;
-  static constexpr int64_t kPanels = 2, kDepth = 128;
-  static constexpr int kUnroll = 4;
-};
-
-inline constexpr int64_t kFewRows = 36;
-
-template <class Cut>
-inline constexpr int64_t kRowStride = Cut::kDepth + 16;  // of the rows of A: off a power of two, for the cache's sets
+inline constexpr int64_t kFewRows = 36;  // beyond, weights are widened once for all tiles
 
 inline constexpr int64_t kPrefetchTiles = 4;  // tiles of a slice that share the prefetching of the next one, at most
 
-template <class Cut>
-void cut_rows(TileLayout& layout) {
-  layout.tiles = (layout.rows + Cut::kRows - 1) / Cut::kRows;
+template <typename W>
+void cut_as(TileLayout& layout) {
+  layout.tiles = (layout.rows + Cut<W>::kRows - 1) / Cut<W>::kRows;
   layout.tile_rows = layout.tiles == 0 ? 0 : (layout.rows + layout.tiles - 1) / layout.tiles;
-  layout.slice_depth = Cut::kDepth;
-  layout.row_stride = kRowStride<Cut>;
+  layout.slice_depth = Cut<W>::kDepth;
+  layout.row_stride = Cut<W>::kRowStride;
 }
 
 inline void cut(TileLayout& layout, DType weight) {
-  if (layout.rows > kFewRows)
-    cut_rows<ManyRows>(layout);
-  else if (weight == DType::kFloat32 || weight == DType::kInt8)
-    cut_rows<FewRows<float>>(layout);
+  if (layout.rows > kFewRows || weight == DType::kFloat32 || weight == DType::kInt8)
+    cut_as<float>(layout);
   else
-    cut_rows<FewRows<Half>>(layout);
+    cut_as<Half>(layout);
 }
 
 // Floats of a tile, and of all tiles of a slice.
@@ -68,30 +56,26 @@ void write_tiles_of(const TileLayout& layout, const TileSource& from, float* til
   }
 }
 
-// c[r, j] = sum over k of a[r, k] * b[k, j].
+// c[r, j] = sums[r, j] + sum over k of a[r, k] * b[k, j].
 struct Tile {
   const float* a;       // [rows][kRowStride]
   const float* next_a;  // to prefetch
   const void* b;        // `depth` rows of a panel
-  int64_t depth, panels;
-  int64_t b_stride, b_panel_stride;  // elements from row to row, from panel to panel
-  float* c;                          // `panels` times [rows][kPanel]
-  int64_t c_panel_stride;
-  bool add;  // to what c holds; else c is overwritten
-  // Bytes to prefetch: of each panel several streams, stream_stride apart, and of each stream stream_step in a round.
+  int64_t depth, b_stride;
+  const float* sums;  // [rows][kPanel], or null for zeros
+  float* c;
+  int64_t c_stride;
+  // Bytes to prefetch: several streams, stream_stride apart, and of each stream stream_step in a round.
   const char* next_b;
-  int64_t next_panel_stride, stream_stride, stream_step;
+  int64_t stream_stride, stream_step;
 };
 
 // sums[r][v] += a[r] * b[v] for one k.
 template <int64_t kStride, int kRows, int kVectors, typename W>
-ONNXFUSE_INLINE void multiply_step(const float* a, const W* b, int64_t b_panel_stride, Vec (&sums)[kRows][kVectors]) {
+ONNXFUSE_INLINE void multiply_step(const float* a, const W* b, Vec (&sums)[kRows][kVectors]) {
   Vec w[kVectors];
   ONNXFUSE_UNROLL
-  for (int v = 0; v < kVectors; ++v) {
-    constexpr int64_t kInPanel = kPanel / kLanes;
-    w[v] = load(b + v / kInPanel * b_panel_stride + v % kInPanel * kLanes);
-  }
+  for (int v = 0; v < kVectors; ++v) w[v] = load(b + v * kLanes);
   ONNXFUSE_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const Vec x = splat(a[r * kStride]);
@@ -100,14 +84,13 @@ ONNXFUSE_INLINE void multiply_step(const float* a, const W* b, int64_t b_panel_s
   }
 }
 
-template <class Cut, int kRows, int kVectors, bool kPrefetch, typename W>
+// C has the tiles of A, W is the type of the weights.
+template <class C, typename W, bool kPrefetch, int kRows>
 void multiply_tile(const Tile& tile) {
-  constexpr int64_t kStride = kRowStride<Cut>;
-  constexpr int kUnroll = Cut::kUnroll;
-  // A round of the loop uses this many cache lines of each panel.
-  constexpr int kStreams = kUnroll * kPanel * static_cast<int>(sizeof(W)) / 64;
+  constexpr int kUnroll = C::kUnroll, kVectors = C::kVectors;
+  constexpr int kStreams = kUnroll * kPanel * static_cast<int>(sizeof(W)) / 64;  // cache lines of a round of the loop
   constexpr int kChains = kRows < 3 ? 4 / kRows : 1;  // enough independent sums to hide the latency of fma
-  for (int64_t column = 0; column < tile.panels * kPanel; column += kVectors * kLanes) {
+  for (int64_t column = 0; column < kPanel; column += kVectors * kLanes) {
     Vec sums[kChains][kRows][kVectors];
     ONNXFUSE_UNROLL
     for (int i = 0; i < kChains; ++i) {
@@ -117,8 +100,14 @@ void multiply_tile(const Tile& tile) {
         for (int v = 0; v < kVectors; ++v) sums[i][r][v] = splat(0);
       }
     }
+    // c may be in memory: its lines come while the products are taken.
+    ONNXFUSE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      ONNXFUSE_UNROLL
+      for (int j = 0; j < kVectors * kLanes; j += 16) __builtin_prefetch(tile.c + r * tile.c_stride + column + j, 1, 3);
+    }
     const float* a = tile.a;
-    const W* b = static_cast<const W*>(tile.b) + column / kPanel * tile.b_panel_stride + column % kPanel;
+    const W* b = static_cast<const W*>(tile.b) + column;
     const char* next_a = reinterpret_cast<const char*>(tile.next_a);
     const char* next_b = tile.next_b;
     int64_t k = 0;
@@ -128,18 +117,17 @@ void multiply_tile(const Tile& tile) {
       next_a += kUnroll * kRows * sizeof(float);
       if constexpr (kPrefetch) {
         ONNXFUSE_UNROLL
-        for (int i = 0; i < Cut::kPanels * kStreams; ++i)
-          __builtin_prefetch(next_b + i / kStreams * tile.next_panel_stride + i % kStreams * tile.stream_stride, 0, 2);
+        for (int i = 0; i < kStreams; ++i) __builtin_prefetch(next_b + i * tile.stream_stride, 0, 2);
         next_b += tile.stream_step;
       }
       ONNXFUSE_UNROLL
       for (int i = 0; i < kUnroll; ++i) {
-        multiply_step<kStride>(a + i, b, tile.b_panel_stride, sums[i % kChains]);
+        multiply_step<C::kRowStride>(a + i, b, sums[i % kChains]);
         b += tile.b_stride;
       }
       a += kUnroll;
     }
-    for (; k < tile.depth; ++k, ++a, b += tile.b_stride) multiply_step<kStride>(a, b, tile.b_panel_stride, sums[0]);
+    for (; k < tile.depth; ++k, ++a, b += tile.b_stride) multiply_step<C::kRowStride>(a, b, sums[0]);
     ONNXFUSE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       ONNXFUSE_UNROLL
@@ -148,28 +136,26 @@ void multiply_tile(const Tile& tile) {
         ONNXFUSE_UNROLL
         for (int i = 1; i < kChains; ++i) sum = sum + sums[i][r][v];
         const int64_t j = column + v * kLanes;
-        float* c = tile.c + j / kPanel * tile.c_panel_stride + r * kPanel + j % kPanel;
-        store(c, tile.add ? load(c) + sum : sum);
+        if (tile.sums != nullptr) sum = load(tile.sums + r * kPanel + j) + sum;
+        store(tile.c + r * tile.c_stride + j, sum);
       }
     }
   }
 }
 
-template <class Cut, int kVectors, bool kPrefetch, typename W, int... kIndices>
+template <class C, typename W, bool kPrefetch, int... kIndices>
 void multiply_rows(int64_t rows, const Tile& tile, std::integer_sequence<int, kIndices...>) {
-  static constexpr void (*kByRows[])(const Tile&) = {multiply_tile<Cut, kIndices + 1, kVectors, kPrefetch, W>...};
+  static constexpr void (*kByRows[])(const Tile&) = {multiply_tile<C, W, kPrefetch, kIndices + 1>...};
   kByRows[rows - 1](tile);
 }
 
-template <class Cut, typename W>
+template <class C, typename W>
 void multiply_any_tile(int64_t rows, bool prefetch, const Tile& tile) {
-  constexpr std::make_integer_sequence<int, Cut::kRows> kAllRows;
-  if (tile.panels < Cut::kPanels)
-    multiply_rows<Cut, FewRows<W>::kVectors, false, W>(rows, tile, kAllRows);
-  else if (prefetch)
-    multiply_rows<Cut, Cut::kVectors, true, W>(rows, tile, kAllRows);
+  constexpr std::make_integer_sequence<int, C::kRows> kAllRows;
+  if (prefetch)
+    multiply_rows<C, W, true>(rows, tile, kAllRows);
   else
-    multiply_rows<Cut, Cut::kVectors, false, W>(rows, tile, kAllRows);
+    multiply_rows<C, W, false>(rows, tile, kAllRows);
 }
 
 // Copies `depth` rows of a panel; columns from `columns` on become zeros.
@@ -204,11 +190,11 @@ inline void copy_scaled(const int8_t* b, const BFloat16* scales, int64_t depth, 
   }
 }
 
-// Where a slice of a weight is: `panels` of them from `panel` on, rows first .. first + depth - 1.
+// Where a slice of a weight is: rows first .. first + depth - 1 of a panel.
 template <typename W>
 struct Slice {
   const Weight& weight;
-  int64_t panel, panels, first, depth;
+  int64_t panel, first, depth;
 
   const W* data() const {
     const int64_t offset =
@@ -216,91 +202,88 @@ struct Slice {
     return static_cast<const W*>(weight.data) + offset;
   }
   int64_t stride() const { return weight.packed ? kPanel : weight.columns; }
-  int64_t panel_stride() const { return weight.packed ? weight.depth * kPanel : kPanel; }
-  int64_t columns() const { return std::min(panels * kPanel, weight.columns - panel * kPanel); }
-  const BFloat16* scales(int64_t i) const {
-    return weight.scales + ((panel + i) * weight.depth + first) / kScaledRows * kPanel;
-  }
+  int64_t columns() const { return std::min(kPanel, weight.columns - panel * kPanel); }
+  const BFloat16* scales() const { return weight.scales + (panel * weight.depth + first) / kScaledRows * kPanel; }
 };
 
-// A slice times the tiles of the block. `a` is the slice of the block's first tile, `copy` holds a slice of floats.
-template <class Cut, typename W>
+// A slice times the tiles of the block. `a` is the slice of the block's first tile, `copy` holds a slice of floats. The
+// products are added to `sums` but for the first slice, and go to the block's output after the last one.
+template <class C, typename W>
 void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b, const Slice<W>& next,
                     const GemmBlock& block, float* sums, float* copy) {
   // int8 becomes float here; a panel with fewer columns is filled up; several tiles want rows close together and, if
   // many, floats.
   constexpr bool kScaled = std::is_same_v<W, int8_t>;
-  const bool wide = Cut::kPanels > 1 && !std::is_same_v<W, float>;
-  const bool copies = kScaled || b.columns() < b.panels * kPanel || (block.tiles > 1 && (wide || !b.weight.packed));
-  if (copies) {
-    for (int64_t i = 0; i < b.panels; ++i) {
-      float* const to = copy + i * b.depth * kPanel;
-      if constexpr (kScaled)
-        copy_scaled(b.data() + i * b.panel_stride(), b.scales(i), b.depth, to);
-      else
-        copy_panel(b.data() + i * b.panel_stride(), b.stride(), b.columns() - i * kPanel, b.depth, to);
-    }
-  }
+  constexpr bool kWidens = sizeof(W) < sizeof(float) && std::is_same_v<C, Cut<float>>;
+  const bool copies = kScaled || b.columns() < kPanel || (block.tiles > 1 && (kWidens || !b.weight.packed));
+  if constexpr (kScaled)
+    copy_scaled(b.data(), b.scales(), b.depth, copy);
+  else if (copies)
+    copy_panel(b.data(), b.stride(), b.columns(), b.depth, copy);
   Tile tile;
   tile.b = copies ? static_cast<const void*>(copy) : b.data();
   tile.depth = b.depth;
-  tile.panels = b.panels;
   tile.b_stride = copies ? kPanel : b.stride();
-  tile.b_panel_stride = copies ? b.depth * kPanel : b.panel_stride();
-  tile.c_panel_stride = block.row_capacity * kPanel;
-  tile.add = b.first > 0;
+  const bool leaves = block.out != nullptr && b.first + b.depth == layout.depth;
+  tile.c_stride = leaves ? b.weight.columns : kPanel;
   const int64_t prefetching = b.weight.packed && !kScaled ? std::min(block.tiles, kPrefetchTiles) : 0;
-  const int64_t streams = Cut::kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
-  tile.next_panel_stride = next.panel_stride() * static_cast<int64_t>(sizeof(W));
+  const int64_t streams = C::kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
   tile.stream_stride = next.depth * kPanel * static_cast<int64_t>(sizeof(W)) / streams;
   tile.stream_step = prefetching == 0 ? 0 : 64 / prefetching;
   for (int64_t i = 0; i < block.tiles; ++i) {
     const int64_t begin = layout.begin(block.first_tile + i), rows = layout.begin(block.first_tile + i + 1) - begin;
     tile.a = a + i * tile_floats(layout);
     tile.next_a = tile.a + tile_floats(layout);
-    tile.c = sums + (begin - block.first_row) * kPanel;
-    tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / Cut::kUnroll);
+    float* const c = sums + (begin - block.first_row) * kPanel;
+    tile.sums = b.first > 0 ? c : nullptr;
+    tile.c = leaves ? block.out + begin * b.weight.columns + b.panel * kPanel : c;
+    tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / C::kUnroll);
     if constexpr (kScaled) {
-      multiply_any_tile<Cut, float>(rows, false, tile);
+      multiply_any_tile<C, float>(rows, false, tile);
     } else if (copies) {
-      multiply_any_tile<Cut, float>(rows, i < prefetching, tile);
+      multiply_any_tile<C, float>(rows, i < prefetching, tile);
     } else {
-      multiply_any_tile<Cut, W>(rows, i < prefetching, tile);
-    }
-  }
-}
-
-template <class Cut, typename W>
-void multiply_cut(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
-                  const GemmBlock& block, float* copy) {
-  const int64_t slices = (layout.depth + Cut::kDepth - 1) / Cut::kDepth,
-                widths = (block.panels + Cut::kPanels - 1) / Cut::kPanels;
-  // As many slices of A as the second-level cache holds are multiplied before the next ones.
-  const int64_t group = std::clamp<int64_t>(kActivationFloats / (block.tiles * tile_floats(layout)), 1, slices);
-  for (int64_t first = 0; first < slices; first += group) {
-    const int64_t grouped = std::min(group, slices - first), steps = count * widths * grouped;
-    const auto slice_at = [&](int64_t step) {
-      const int64_t k = (first + step % grouped) * Cut::kDepth, panel = step / grouped % widths * Cut::kPanels;
-      return Slice<W>{weights[step / grouped / widths], block.first_panel + panel,
-                      std::min(Cut::kPanels, block.panels - panel), k, std::min(Cut::kDepth, layout.depth - k)};
-    };
-    for (int64_t step = 0; step < steps; ++step) {
-      const Slice<W> slice = slice_at(step), next = slice_at(std::min(step + 1, steps - 1));
-      const int64_t panel = step / grouped / widths * block.panels + slice.panel - block.first_panel;
-      multiply_slice<Cut>(layout,
-                          a + slice.first / Cut::kDepth * slice_floats(layout) + block.first_tile * tile_floats(layout),
-                          slice, next, block, block.sums + panel * block.row_capacity * kPanel, copy);
+      multiply_any_tile<C, W>(rows, i < prefetching, tile);
     }
   }
 }
 
 // The sums of `block`. `copy` holds kCopyFloats.
+template <class C, typename W>
+void multiply_cut(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
+                  const GemmBlock& block, float* copy) {
+  const int64_t slices = (layout.depth + C::kDepth - 1) / C::kDepth;
+  // As many slices of A as the second-level cache holds are multiplied before the next ones.
+  const int64_t group = std::clamp<int64_t>(kActivationFloats / (block.tiles * tile_floats(layout)), 1, slices);
+  for (int64_t first = 0; first < slices; first += group) {
+    const int64_t grouped = std::min(group, slices - first), steps = count * block.panels * grouped;
+    const auto slice_of = [&](const Weight& weight, int64_t panel, int64_t slice) {
+      const int64_t k = slice * C::kDepth;
+      return Slice<W>{weight, panel, k, std::min(C::kDepth, layout.depth - k)};
+    };
+    const auto slice_at = [&](int64_t step) {
+      const int64_t panel = step / grouped;
+      return slice_of(weights[panel / block.panels], block.first_panel + panel % block.panels, first + step % grouped);
+    };
+    // What comes after this group: the next one, or the next block, which this thread is likely to get.
+    const auto slice_after = [&] {
+      if (first + grouped < slices) return slice_of(*weights, block.first_panel, first + grouped);
+      return slice_of(*weights, std::min(block.first_panel + block.panels, weights->panels() - 1), 0);
+    };
+    for (int64_t step = 0; step < steps; ++step) {
+      const Slice<W> slice = slice_at(step), next = step + 1 < steps ? slice_at(step + 1) : slice_after();
+      const float* rows = a + slice.first / C::kDepth * slice_floats(layout) + block.first_tile * tile_floats(layout);
+      multiply_slice<C>(layout, rows, slice, next, block, block.sums + step / grouped * block.row_capacity * kPanel,
+                        copy);
+    }
+  }
+}
+
 template <typename W>
 void multiply_block(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
                     const GemmBlock& block, float* copy) {
-  using OfFew = FewRows<std::conditional_t<std::is_same_v<W, int8_t>, float, W>>;
-  if (layout.rows <= kFewRows)
-    multiply_cut<OfFew, W>(layout, a, weights, count, block, copy);
+  if (std::is_same_v<W, float> || std::is_same_v<W, int8_t> || layout.slice_depth == Cut<float>::kDepth)
+    multiply_cut<Cut<float>, W>(layout, a, weights, count, block, copy);
   else
-    multiply_cut<ManyRows, W>(layout, a, weights, count, block, copy);
+    multiply_cut<Cut<Half>, W>(layout, a, weights, count, block, copy);
 }

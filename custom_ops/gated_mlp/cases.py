@@ -21,7 +21,7 @@ ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
 # H, I, O: odd and tiny; around a panel (32) and a slice of the depth (128); several slices.
 PLAIN_WIDTHS = [(1, 1, 1), (7, 5, 3), (31, 33, 65), (129, 127, 34), (300, 257, 95)]
 PACKED_WIDTHS = [(1, 32, 32), (7, 64, 96), (128, 32, 64), (129, 160, 32), (300, 320, 96)]
-# Of int8: around a slice of the depth (256, or 128 of many rows) and a step of AMX (32).
+# Of int8: around a slice of the depth (256) and a step of AMX (32).
 SCALED_WIDTHS = [(32, 32, 32), (96, 64, 96), (160, 288, 64), (288, 544, 32)]
 # Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
 VECTOR_WIDTHS = (264, 352, 160)

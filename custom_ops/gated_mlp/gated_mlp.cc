@@ -42,7 +42,6 @@ class GatedMLP : public GatedMLPNode<T> {
     const int64_t hidden_width = a.gate.columns;
     const Weight gated[] = {a.gate, a.up};
     const auto gate = gate_kernel<T>(this->activation_);
-    const auto round = ONNXFUSE_KERNEL(round_block<T>);
     const int64_t passes = (a.rows + kHiddenRows - 1) / kHiddenRows, most = (a.rows + passes - 1) / passes;
     const auto in_layout = [&](int64_t rows) { return TileLayout(rows, a.width, kDTypeOf<T>, a.gate.dtype); };
     const auto hidden_layout = [&](int64_t rows) {
@@ -59,9 +58,8 @@ class GatedMLP : public GatedMLPNode<T> {
         gate(block, a.gate_bias, a.up_bias, hidden_width);
         write_tiles(between, block.source(0), hidden.data());
       });
-      T* out = a.y + first * a.down.columns;
-      for_each_block(context, between, hidden.data(), &a.down, 1,
-                     [&](const GemmBlock& block) { round(block, a.down_bias, out, a.down.columns); });
+      const Projection<T> down{a.down, a.down_bias, a.y + first * a.down.columns};
+      multiply_each(context, between, hidden.data(), &down, 1, ONNXFUSE_KERNEL(round_block<T>));
     }
   }
 };

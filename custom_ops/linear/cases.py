@@ -30,7 +30,7 @@ FEW_INT8_ROWS = 32  # beyond, AMX rounds a weight to bfloat16: half a unit, 2^-9
 
 # Around every tile height of every target, then blocks of rows and what is normalised at a time.
 ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
-# K and the N of every weight: odd and tiny; around a panel (32) and a slice of the depth (128, 256); several slices.
+# K and the N of every weight: odd and tiny; around a panel (32) and a slice of the depth (128 on AMX, 256); several.
 PLAIN = [(1, (1,)), (7, (5, 3, 9)), (31, (33, 65)), (129, (127,)), (300, (257, 95, 31)), (513, (40,))]
 PACKED = [(1, (32,)), (7, (64, 96, 32)), (129, (160,)), (300, (320, 64, 64)), (128, (32, 96))]
 # Whole vectors of 16 bytes, as CUDA's quicker kernels want them, around the numbers of rows where they change.
@@ -45,7 +45,16 @@ MANY_ROWS = [
 ]
 # Up to eight rows on CUDA: slices whose last step of 16 rows is half one, numbers of columns for tiles of either width.
 FEW_ROWS = [(3, (1112, (520, 72, 8))), (8, (520, (12000, 288)))]
-# Of int8: around a slice of the depth (256, or 128 of many rows) and a step of AMX (32).
+# On the CPU sums of whole panels without a bias are written where they belong: tiles of every height, the last of which
+# is not full, blocks of one and of several panels, one slice of the depth and three of them.
+SUMS = [
+    (5, (96, (64,))),
+    (40, (600, (96, 32))),
+    (50, (264, (1088,))),
+    (128, (600, (64, 1120))),
+    (300, (96, (1088, 32))),
+]
+# Of int8: around a slice of the depth (256) and a step of AMX (32).
 SCALED = [(32, (32,)), (96, (64, 96, 32)), (160, (160,)), (288, (320, 64)), (544, (32, 96))]
 # skip, norm_weight
 FRONTS = [(False, False), (False, True), (True, True), (True, False)]
@@ -169,6 +178,8 @@ def cases() -> Iterator[Case]:
         yield case((3,), (16, (0, 8)), dtypes)
         for front in ((True, True), (True, False)):
             yield case((7,), (40, (24,)), dtypes, skip=front[0], norm=front[1], reads_sum=False)
+    for dtypes, (rows, widths), packed in itertools.product((DTYPES[0], DTYPES[3]), SUMS, (False, True)):
+        yield case((rows,), widths, dtypes, packed=packed, device="cpu")
     mixes = zip(itertools.cycle(SCALED), itertools.cycle(FRONTS), itertools.cycle(INT8_DTYPES), strict=False)
     for i, (rows, (widths, (skip, norm), dtypes)) in enumerate(zip(ROWS * 3, mixes, strict=False)):
         biases = [(), (0, 2), (1,)][i % 3]

@@ -38,23 +38,18 @@ class Linear : public LinearNode<T> {
   // The products of h by the weights of one dtype, which decides on the tiles.
   void multiply_by(const Context& context, const Arguments& a, DType dtype, const T* h, int64_t first,
                    int64_t rows) const {
-    Weight weights[kMostProducts];
-    int products[kMostProducts], count = 0;
+    Projection<T> products[kMostProducts];
+    int count = 0;
     for (int i = 0; i < a.count; ++i) {
       if (a.products[i].weight.dtype != dtype) continue;
-      weights[count] = a.products[i].weight;
-      products[count++] = i;
+      products[count] = a.products[i];
+      products[count++].y += first * a.products[i].weight.columns;
     }
     if (count == 0) return;
     const TileLayout layout(rows, a.depth, kDTypeOf<T>, dtype);
     const auto tiles = context.scratch<char>(layout.bytes());
     cut_into_tiles(context, h, layout, tiles.data());
-    const auto round = ONNXFUSE_KERNEL(round_block<T>);
-    for_each_block_of_each(context, layout, tiles.data(), weights, count, [&](int64_t i, const GemmBlock& block) {
-      const auto& product = a.products[products[i]];
-      const int64_t columns = product.weight.columns;
-      round(block, product.bias, product.y + first * columns, columns);
-    });
+    multiply_each(context, layout, tiles.data(), products, count, ONNXFUSE_KERNEL(round_block<T>));
   }
 };
 

@@ -34,15 +34,10 @@ class LinearNode {
   explicit LinearNode(const NodeInfo& node) : epsilon_(node.real("epsilon", NAN)) {}
 
  protected:
+  using Product = Projection<T>;
   enum Input { kX, kSkip, kNormWeight, kWeight };
 
   static constexpr size_t weight_index(int i) { return kWeight + 2 * static_cast<size_t>(i); }
-
-  struct Product {
-    Weight weight;
-    const T* bias;  // null if the node lacks it
-    T* y;
-  };
 
   struct Arguments {
     const T *x, *skip;      // skip: null if the node lacks it
