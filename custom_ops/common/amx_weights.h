@@ -48,11 +48,11 @@ ONNXFUSE_INLINE void convert_pair(const BFloat16* even, __mmask32 even_mask, con
 }
 
 template <typename W>
-void put_in_order(float* sums, int64_t rows) {
+void put_in_order(float* sums, int64_t stride, int64_t rows) {
   if constexpr (std::is_same_v<W, BFloat16>) {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    for (int64_t row = 0; row < rows; ++row, sums += kPanel) {
+    for (int64_t row = 0; row < rows; ++row, sums += stride) {
       const __m512 left = _mm512_loadu_ps(sums), right = _mm512_loadu_ps(sums + 16);
       _mm512_storeu_ps(sums, _mm512_permutex2var_ps(left, low, right));
       _mm512_storeu_ps(sums + 16, _mm512_permutex2var_ps(left, high, right));

@@ -77,7 +77,7 @@ struct TileLayout {
   bool spread() const { return form == Form::kFloat; }
 
   // Whether the sums of a block may go elsewhere than to its buffer.
-  bool writes_out() const { return depth > 0 && form == Form::kFloat; }
+  bool writes_out() const { return depth > 0 && (form == Form::kFloat || (form == Form::kAmx && tiles > 1)); }
 };
 
 // Part of A where it comes from: row `row` of panel `panel` (columns 32 panel ...) starts at

@@ -10,6 +10,8 @@
 // panel at a time. That leaves the speed to the memory.
 #include "common/gemm_amx.h"
 
+#include <array>
+
 #include "common/amx_config.h"
 #include "common/intrinsics.h"
 #include "common/simd_target.h"
@@ -46,49 +48,8 @@ constexpr int kPartsOf = std::is_same_v<W, float>  ? 3
 
 inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1); }
 
-// Each float rounded to the nearest bfloat16, or towards zero where that is infinite; NaN stays NaN.
-inline __m512 rounded(__m512 x) {
-  constexpr int kNan = 0x81, kInfinity = 0x18;
-  const __m512i bits = _mm512_castps_si512(x), upper = _mm512_set1_epi32(-0x10000);
-  const __m512 nearest =
-      _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), upper));
-  const __mmask16 cut_off = _mm512_fpclass_ps_mask(nearest, kInfinity), is_nan = _mm512_fpclass_ps_mask(x, kNan);
-  const __m512i whole = _mm512_mask_and_epi32(_mm512_castps_si512(nearest), cut_off, bits, upper);
-  return _mm512_castsi512_ps(_mm512_mask_mov_epi32(whole, is_nan, _mm512_set1_epi32(0x7fc00000)));
-}
-
-// What is left of x when its rounded value is taken off: exact, and half as long for every part of a number (16 of its
-// 24 bits are 8 + 8). Nothing is left of a part that is infinite or NaN.
-inline __m512 remainder(__m512 x, __m512 part) {
-  constexpr int kNanOrInfinity = 0x99;
-  return _mm512_maskz_sub_ps(_knot_mask16(_mm512_fpclass_ps_mask(part, kNanOrInfinity)), x, part);
-}
-
-// Rows of A: each number as the sum of `parts` bfloat16.
-template <typename T>
-void write_rows(const TileLayout& layout, const TileSource& from, char* tiles) {
-  const int64_t steps = steps_of(layout.depth);
-  for (int64_t row = from.first_row; row < from.first_row + from.rows; ++row) {
-    const int64_t part_bytes = layout.tile_rows * 64;
-    char* out = tiles + (row / layout.tile_rows * steps + from.first_panel) * layout.parts * part_bytes +
-                row % layout.tile_rows * 64;
-    const T* in = static_cast<const T*>(from.data) + (row - from.first_row) * from.row_stride;
-    for (int64_t i = 0; i < from.panels; ++i, in += from.panel_stride) {
-      const int64_t count = layout.depth - (from.first_panel + i) * kStep;
-      __m512 low = load(in, first_lanes(count)), high = load(in + (count > 16 ? 16 : 0), first_lanes(count - 16));
-      for (int64_t part = 0; part < layout.parts; ++part, out += part_bytes) {
-        const __m512 l = rounded(low), h = rounded(high);
-        const __m256i bits[2] = {_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(l), 16)),
-                                 _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(h), 16))};
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bits[0]);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out) + 1, bits[1]);
-        low = remainder(low, l);
-        high = remainder(high, h);
-      }
-    }
-  }
-}
-
+#include "common/amx_rows.h"
+//
 #include "common/amx_weights.h"
 
 // The products of parts that count, in the order in which they are taken: each has a part in common with the one
@@ -171,23 +132,31 @@ inline void load_sums(const float* c) {
   }
 }
 
+// Rows of c are `stride` floats apart.
 template <bool kHigh>
-inline void store_sums(float* c) {
-  constexpr int kRow = kPanel * sizeof(float);
-  _tile_stored(0, c, kRow);
-  _tile_stored(1, c + 16, kRow);
+inline void store_sums(float* c, int64_t stride) {
+  const int64_t row = stride * static_cast<int64_t>(sizeof(float));
+  _tile_stored(0, c, row);
+  _tile_stored(1, c + 16, row);
   if constexpr (kHigh) {
-    _tile_stored(2, c + 16 * kPanel, kRow);
-    _tile_stored(3, c + 16 * kPanel + 16, kRow);
+    _tile_stored(2, c + 16 * stride, row);
+    _tile_stored(3, c + 16 * stride + 16, row);
   }
 }
 
-// c[32, 32] += or = a @ b over `steps` steps of K; only 16 rows if not `high`.
+// A tile of sums: [32, 32], or [16, 32] where the higher rows are not needed.
+struct Sums {
+  const float* before;  // to add to, rows of a panel; or null
+  float* to;
+  int64_t stride;  // of `to`
+};
+
+// c = c.before + a @ b over `steps` steps of K.
 template <int kPartsA, int kPartsB, bool kHigh, class Between>
-void multiply_tile(const char* a, const char* b, int64_t steps, float* c, bool add, Prefetcher& prefetcher,
+void multiply_tile(const char* a, const char* b, int64_t steps, const Sums& c, Prefetcher& prefetcher,
                    Between& between) {
-  if (add)
-    load_sums<kHigh>(c);
+  if (c.before != nullptr)
+    load_sums<kHigh>(c.before);
   else
     zero_sums();
   for (int64_t step = 0; step < steps; ++step) {
@@ -196,7 +165,7 @@ void multiply_tile(const char* a, const char* b, int64_t steps, float* c, bool a
     a += 2 * kPartsA * kRegisterBytes;
     b += 2 * kPartsB * kRegisterBytes;
   }
-  store_sums<kHigh>(c);
+  store_sums<kHigh>(c.to, c.stride);
 }
 
 template <int kPartsA, typename W>
@@ -238,12 +207,26 @@ void multiply_block(const TileLayout& layout, const char* a, const Weight* weigh
       float* sums = block.sums + i / grouped * block.row_capacity * kPanel;
       for (int64_t tile = 0; tile < block.tiles; ++tile, sums += kTileRows * kPanel) {
         const char* rows = a + (block.first_tile + tile) * a_tile_bytes + step_at(i) * a_step_bytes;
-        const int64_t left = block.rows - tile * kTileRows;
+        const int64_t first_row = tile * kTileRows, left = block.rows - first_row;
+        const bool leaves = block.out != nullptr && slice + 1 == slices, whole = left >= kTileRows;
+        const int64_t columns = weight_at(i).columns;
+        float* out = leaves ? block.out + (block.first_row + first_row) * columns + panel_at(i) * kPanel : nullptr;
+        Sums c{slice > 0 ? sums : nullptr, sums, kPanel};
+        if (leaves && whole) {  // to lines that come while the products are taken
+          c.to = out, c.stride = columns;
+          for (int64_t row = 0; row < kTileRows; ++row) {
+            __builtin_prefetch(out + row * columns, 1, 3);
+            __builtin_prefetch(out + row * columns + 16, 1, 3);
+          }
+        }
         if (left > kRegisterRows)
-          multiply_tile<kPartsA, kPartsB, true>(rows, converted(i), slice_steps, sums, slice > 0, prefetcher, next);
+          multiply_tile<kPartsA, kPartsB, true>(rows, converted(i), slice_steps, c, prefetcher, next);
         else
-          multiply_tile<kPartsA, kPartsB, false>(rows, converted(i), slice_steps, sums, slice > 0, prefetcher, next);
-        if (slice + 1 == slices) put_in_order<W>(sums, std::min(left, kTileRows));
+          multiply_tile<kPartsA, kPartsB, false>(rows, converted(i), slice_steps, c, prefetcher, next);
+        if (slice + 1 == slices) put_in_order<W>(c.to, c.stride, std::min(left, kTileRows));
+        if (leaves && !whole) {  // registers have more rows than there are
+          for (int64_t row = 0; row < left; ++row) std::copy_n(sums + row * kPanel, kPanel, out + row * columns);
+        }
       }
       next.finish();
     }
@@ -285,13 +268,13 @@ void multiply_few_rows(const TileLayout& layout, const char* a, const Weight* we
     float* sums = block.sums + i * block.row_capacity * kPanel;
     if (kPartsA < layout.parts) {
       float found[kRegisterRows * kPanel];
-      store_sums<false>(found);
+      store_sums<false>(found, kPanel);
       for (int64_t j = 0, end = layout.rows * kPanel; j < end; j += 16)
         _mm512_storeu_ps(sums + j, _mm512_add_ps(_mm512_loadu_ps(found + j), _mm512_loadu_ps(found + end + j)));
     } else {
-      store_sums<kHigh>(sums);
+      store_sums<kHigh>(sums, kPanel);
     }
-    put_in_order<W>(sums, layout.rows);
+    put_in_order<W>(sums, kPanel, layout.rows);
   }
 }
 
