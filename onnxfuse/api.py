@@ -183,12 +183,11 @@ class _Run:
 
     def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
         with self._timed("load"):
-            loaded = model_io.load(self.source)
-            _check_opset(loaded)
-            self._check_output(loaded)
-            before = node_count(loaded)
-        model = loaded.clone() if isinstance(self.source, ir.Model) else loaded
-        exact = loaded.clone() if self.narrows and self.verify == "model" else model
+            model = self._loaded()
+            _check_opset(model)
+            self._check_output(model)
+            before = node_count(model)
+        exact = model.clone() if self.narrows and self.verify == "model" else model
         with _uncollected():
             events, notes = self.rewrite(model, fusions, narrows=self.narrows)
             if exact is not model:
@@ -216,6 +215,11 @@ class _Run:
             with self._timed("write"):
                 self._write(model)
         return Result(model, report, tuple(events))
+
+    def _loaded(self) -> ir.Model:
+        """The source, to be changed."""
+        loaded = model_io.load(self.source)
+        return model_io.copied(loaded) if isinstance(self.source, ir.Model) else loaded
 
     def _check_output(self, loaded: ir.Model) -> None:
         if self.output is not None:
@@ -303,7 +307,7 @@ class _Run:
             if found.passed:
                 return
             applied = sorted({event.fusion for event in events if isinstance(event, Fused)})
-            loaded = model_io.load(self.source)
+            loaded = self._loaded()
 
             def passes(skipped: frozenset[str]) -> bool:
                 self.progress("searching the guilty fusion", len(skipped), None)
