@@ -307,12 +307,7 @@ def check_output(
     path = Path(path)
     if weights not in WEIGHTS:
         raise UsageError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: no permission to write in {path.parent}")
+    check_place(path)
     for kept in protect:
         if path.exists() and Path(kept).exists() and path.samefile(kept):
             raise UsageError(f"{path} is the input model: choose another output path")
@@ -328,6 +323,35 @@ def check_output(
                 f"weights='reference' needs the output in the folder of the weights, {home}, not in {folder}: "
                 "choose an output path there, or copy the weights"
             )
+
+
+def check_place(path: Path) -> None:
+    """Raise UsageError unless a file can be written at `path`."""
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if not os.access(path if _is_device(path) else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: no permission to write in {path.parent}")
+
+
+def save_text(text: str, path: str | os.PathLike) -> None:
+    """Write `text` to `path`, complete or not at all; to a pipe or a terminal as it comes."""
+    path = Path(path)
+    try:
+        if _is_device(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        with _temporary(path) as file:
+            file.write(text.encode())
+            _flush(file)
+            Path(file.name).replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def outline(model: ir.Model, limit: int) -> tuple[onnx.ModelProto, list[ir.Value]]:
