@@ -42,6 +42,7 @@ VERIFICATIONS = ("match", "model", "none")
 WEIGHTS = (*model_io.WEIGHTS, *FORMS)
 
 Source = str | os.PathLike | onnx.ModelProto | ir.Model
+Fusions = str | Fusion | Iterable[str | Fusion]
 Progress = Callable[[str, int, int | None], None]  # what is done, how much of it, of how much (None: unknown)
 
 
@@ -59,9 +60,9 @@ def optimize(
     output: str | os.PathLike | None = None,
     *,
     target: str = "cpu",
-    fusions: Iterable[str | Fusion] | None = None,
-    skip: Iterable[str | Fusion] = (),
-    require: Iterable[str | Fusion] = (),
+    fusions: Fusions | None = None,
+    skip: Fusions = (),
+    require: Fusions = (),
     level: str = "op",
     kv_cache: str = "concat",
     verify: str = "match",
@@ -78,9 +79,9 @@ def optimize(
         Where to write the result; without it the result is only returned.
     target : "cpu" | "cuda"
         What the result shall run on.
-    fusions, skip : names or Fusions, optional
+    fusions, skip : names or Fusions, or one of them, optional
         Only these fusions; all but those. `onnxfuse list` names them.
-    require : names or Fusions
+    require : names or Fusions, or one of them
         Fusions that must have been applied.
     level : "op" | "block"
         How much one fused node comprises: an operator, or half a layer (see `onnxfuse.blocks`).
@@ -124,27 +125,47 @@ def optimize(
             "expected target 'cpu'; for a GPU export the model in bfloat16 or float16"
         )
     chosen = choose(fusions, skip)
-    required = [_known(name).name for name in require]
+    required = choose(require)
+    left_out = sorted(fusion.name for fusion in set(required) - set(chosen))
+    if left_out:
+        raise UsageError(f"{', '.join(left_out)} is required, and left out by the choice of fusions")
+    check_level(required, level)
     run = _Run(model, output, target, level, kv_cache, verify, weights, progress or (lambda stage, done, total: None))
-    return run.optimize(chosen, required)
+    return run.optimize(chosen, [fusion.name for fusion in required])
 
 
-def explain(model: Source, *, verify: str = "match", progress: Progress | None = None) -> Result:
+def explain(model: Source, *, level: str = "op", verify: str = "match", progress: Progress | None = None) -> Result:
     """What `optimize` would do to `model`, and why it leaves the rest alone: see `Result.events`.
 
     Parameters
     ----------
-    model, verify, progress
+    model, level, verify, progress
         As for `optimize`.
     """
-    return optimize(model, verify=verify, progress=progress)
+    return optimize(model, level=level, verify=verify, progress=progress)
 
 
-def choose(fusions: Iterable[str | Fusion] | None = None, skip: Iterable[str | Fusion] = ()) -> tuple[Fusion, ...]:
+def choose(fusions: Fusions | None = None, skip: Fusions = ()) -> tuple[Fusion, ...]:
     """The fusions of these names (None: all) without those to skip. Raises UsageError for an unknown name."""
-    skipped = {_known(name) for name in skip}
-    wanted = catalog.fusions() if fusions is None else {_known(name): None for name in fusions}
+    skipped = {_known(name) for name in _each(skip)}
+    wanted = catalog.fusions() if fusions is None else {_known(name): None for name in _each(fusions)}
     return tuple(fusion for fusion in wanted if fusion not in skipped)
+
+
+def of_level(fusions: Iterable[Fusion], level: str) -> tuple[Fusion, ...]:
+    """Those that are tried at `level`."""
+    return tuple(fusion for fusion in fusions if level == "block" or fusion.stage != "block")
+
+
+def check_level(fusions: Sequence[Fusion], level: str) -> None:
+    """Raise UsageError unless all of them are tried at `level`."""
+    beyond = [fusion.name for fusion in fusions if fusion not in of_level(fusions, level)]
+    if beyond:
+        raise UsageError(f"{', '.join(beyond)}: only applied at level 'block', and the level is {level!r}")
+
+
+def _each(fusions: Fusions) -> Iterable[str | Fusion]:
+    return (fusions,) if isinstance(fusions, str | Fusion) else fusions
 
 
 def _known(name: str | Fusion) -> Fusion:
@@ -188,12 +209,11 @@ class _Run:
 
     def optimize(self, fusions: Sequence[Fusion], required: Sequence[str]) -> Result:
         with self._timed("load"):
-            loaded = model_io.load(self.source)
-            _check_opset(loaded)
-            self._check_output(loaded)
-            before = node_count(loaded)
-        model = loaded.clone() if isinstance(self.source, ir.Model) else loaded
-        exact = loaded.clone() if self.narrows and self.verify == "model" else model
+            model = self._loaded()
+            _check_opset(model)
+            self._check_output(model)
+            before = node_count(model)
+        exact = model.clone() if self.narrows and self.verify == "model" else model
         with _uncollected():
             events, notes = self.rewrite(model, fusions, narrows=self.narrows)
             if exact is not model:
@@ -227,6 +247,11 @@ class _Run:
     def _original(self) -> str | os.PathLike | ir.Model:
         """The model as it was given."""
         return self.source if isinstance(self.source, str | os.PathLike) else model_io.load(self.source)
+
+    def _loaded(self) -> ir.Model:
+        """The source, to be changed."""
+        loaded = model_io.load(self.source)
+        return model_io.copied(loaded) if isinstance(self.source, ir.Model) else loaded
 
     def _check_output(self, loaded: ir.Model) -> None:
         if self.output is not None:
@@ -290,16 +315,19 @@ class _Run:
             if verifier.verdicts and self.verified.passed is None:
                 self.verified = replace(self.verified, passed=True)
             if self.library is None:
-                notes.append(f"no operator library for {self.target}: matches were verified as function bodies")
+                missing = "there is no operator library" if self.target == "cpu" else "CUDA kernels were not run"
+                notes.append(f"{missing}: matches were verified as function bodies, on the CPU")
+                if self.target == "cuda":
+                    notes.append("onnxfuse validate --provider cuda compares the models with the CUDA kernels")
         if narrows:
             unmeasured = "" if self.verify == "model" else "; verify 'model' measures what that changes"
             notes.append(self.narrowed.note() + unmeasured)
         return events, notes
 
-    def _in_order(self, fusions: Sequence[Fusion]) -> list[list[Fusion]]:
+    def _in_order(self, fusions: Sequence[Fusion]) -> list[Sequence[Fusion]]:
         """First what makes operators, then what joins operators to larger ones: between the two the graph is tidied."""
-        operators = [fusion for fusion in fusions if fusion.stage != "block"]
-        joined = [fusion for fusion in fusions if fusion.stage == "block"]
+        operators = of_level(fusions, "op")
+        joined = [fusion for fusion in fusions if fusion not in operators]
         return [operators, joined] if self.level == "block" else [operators]
 
     def _verify_whole(
@@ -321,7 +349,7 @@ class _Run:
             if found.passed:
                 return
             applied = sorted({event.fusion for event in events if isinstance(event, Fused)})
-            loaded = model_io.load(self.source)
+            loaded = self._loaded()
 
             def passes(skipped: frozenset[str]) -> bool:
                 self.progress("searching the guilty fusion", len(skipped), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+import onnxfuse
 from onnxfuse import api
 from onnxfuse.bench import REPEATS
 
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=f"onnxfuse {onnxfuse.__version__}")
     commands = made.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for add in (_add_rewrite, _add_explain, _add_validate, _add_bench, _add_view, _add_list):
         command = add(commands)
@@ -87,12 +89,7 @@ def _add_rewrite(commands) -> argparse.ArgumentParser:
     command.add_argument("--fusions", type=_names, metavar="A,B", help="apply only these fusions (onnxfuse list)")
     command.add_argument("--skip", type=_names, metavar="A,B", help="do not apply these fusions")
     command.add_argument("--require", type=_names, metavar="A,B", help="exit 1 unless these fusions were applied")
-    command.add_argument(
-        "--level",
-        choices=api.LEVELS,
-        default="op",
-        help="what a fused node comprises: an operator (op, default) or half a layer (block)",
-    )
+    _add_level(command)
     command.add_argument(
         "--kv-cache",
         choices=api.KV_CACHES,
@@ -119,6 +116,15 @@ def _add_rewrite(commands) -> argparse.ArgumentParser:
     return command
 
 
+def _add_level(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--level",
+        choices=api.LEVELS,
+        default="op",
+        help="what a fused node comprises: an operator (op, default) or half a layer (block)",
+    )
+
+
 def _add_explain(commands) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "explain",
@@ -132,6 +138,7 @@ def _add_explain(commands) -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", help="an .onnx file")
     command.add_argument("--fusion", metavar="F", help="only this fusion")
     command.add_argument("--node", metavar="GLOB", help="only nodes of such a name, in full or in its last part")
+    _add_level(command)
     command.add_argument("--verify", choices=("match", "none"), default="match", help="whether matches are run")
     command.add_argument("--json", action="store_true", help="print data instead of text")
     return command

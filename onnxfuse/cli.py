@@ -23,8 +23,9 @@ from onnxfuse.custom_ops import functions
 from onnxfuse.errors import Rejected, UsageError
 from onnxfuse.explanation import explanations
 from onnxfuse.fusion import where_text
-from onnxfuse.report import Report, print_verification
+from onnxfuse.report import print_verification
 from onnxfuse.verify.model import validate
+from onnxfuse.verify.sessions import PROVIDERS
 
 FINE, FAILED, MISUSE = 0, 1, 2
 
@@ -73,8 +74,8 @@ def _terminable():
 def _rewrite(options: argparse.Namespace) -> int:
     if options.output is None and not options.dry_run:
         raise UsageError("no output: give -o OUT, or --dry-run to see what would happen")
-    if options.report is not None and not Path(options.report).resolve().parent.is_dir():
-        raise UsageError(f"cannot write {options.report}: its folder does not exist")
+    if options.report is not None:
+        _check_report(Path(options.report), options.model, options.output)
     console = _console()
     status = FINE
     with _progress() as progress:
@@ -94,27 +95,30 @@ def _rewrite(options: argparse.Namespace) -> int:
             ).report
         except Rejected as rejection:
             report, status, complaint = rejection.report, FAILED, str(rejection)
-    _write_report(options.report, report)
+    if options.report is not None:
+        model_io.save_text(report.to_json(), options.report)
     report.print(console, verbose=options.verbose)
     if status != FINE:
         Console(stderr=True, soft_wrap=True).print(Text(f"onnxfuse: {complaint}; nothing was written", style="red"))
     return status
 
 
-def _write_report(path: str | None, report: Report) -> None:
-    if path is not None:
-        try:
-            Path(path).write_text(report.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+def _check_report(path: Path, model: str, output: str | None) -> None:
+    """Raise UsageError unless the report can be written and takes no model's place."""
+    model_io.check_place(path)
+    if output is not None and path.resolve() in (Path(output).resolve(), Path(f"{output}.data").resolve()):
+        raise UsageError(f"the report and the model would both be written to {path}: choose another path for one")
+    if path.is_file():
+        model_io.check_output(path, model_io.load(model), protect=[model])
 
 
 def _explain(options: argparse.Namespace) -> int:
+    known = api.of_level(catalog.fusions(), options.level)
     if options.fusion is not None:
-        api.choose([options.fusion])
+        api.check_level(api.choose(options.fusion), options.level)
     with _progress() as progress:
-        result = api.explain(options.model, verify=options.verify, progress=progress)
-    found = explanations(catalog.fusions(), result.events, name=options.fusion, node=options.node)
+        result = api.explain(options.model, level=options.level, verify=options.verify, progress=progress)
+    found = explanations(known, result.events, name=options.fusion, node=options.node)
     if options.json:
         print(json.dumps([explanation.to_dict() for explanation in found], indent=2, default=str))
         return FINE
@@ -145,6 +149,10 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    library = _library(options.provider)
+    if library is None:
+        told = f"onnxfuse: this build has no kernels for {options.provider}: fused nodes are timed as function bodies"
+        Console(stderr=True, soft_wrap=True).print(Text(told, style="yellow"))
     with _progress() as progress:
         rows = bench(
             options.original,
@@ -155,7 +163,7 @@ def _bench(options: argparse.Namespace) -> int:
             provider=options.provider,
             threads=options.threads,
             repeats=options.repeat,
-            library=_library(options.provider),
+            library=library,
             progress=lambda done, total: progress("timing", done, total),
         )
     if options.json:
@@ -185,14 +193,23 @@ def _list(options: argparse.Namespace) -> int:
     if options.name is not None:
         return _documentation(console, options.name)
     console.print("fusions", style="bold")
-    for fusion in fusions:
-        summary = fusion.documentation.partition("\n")[0].rpartition(": ")[2]
-        console.print(Text(f"  {fusion.name:<30}{fusion.stage:<12}{fusion.op or '':<16}{summary}"))
+    rows = [(fusion.name, fusion.stage, fusion.op or "", _first_line(fusion.documentation)) for fusion in fusions]
+    _print_columns(console, rows)
     console.print("operators of domain onnxfuse", style="bold")
-    for operator in operators:
-        summary = _operator_documentation(operator).partition("\n")[0].removeprefix(f"{operator}: ")
-        console.print(Text(f"  {operator:<30}{summary}"))
+    _print_columns(console, [(operator, _first_line(_operator_documentation(operator))) for operator in operators])
     return FINE
+
+
+def _print_columns(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what they hold, but for the last, a sentence."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    for *cells, sentence in rows:
+        padded = (f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
+        console.print(Text(f"  {''.join(padded)}{sentence}"))
+
+
+def _first_line(documentation: str) -> str:
+    return documentation.partition("\n")[0]
 
 
 def _documentation(console: Console, name: str) -> int:
@@ -214,11 +231,9 @@ def _operator_documentation(operator: str) -> str:
 
 
 def _library(provider: str) -> Path | None:
-    """The operator library for `provider`, None where there is none: fused models then run as function bodies."""
-    if provider != "cpu":
-        return None
+    """The operator library, None where it has no kernels for `provider`: fused models then run as function bodies."""
     try:
-        return runtime.library_path()
+        return runtime.library_path() if PROVIDERS[provider][0] in runtime.kernels() else None
     except FileNotFoundError:
         return None
 

@@ -11,7 +11,7 @@ are written at rows L - S .. L - 1, the rows from L on are not read. This is wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -53,7 +53,13 @@ def share_cache(model: ir.Model, facts: Facts) -> None:
     """
     if is_shared(model):
         return
-    nodes = list(_with_past(model))
+    nodes = list(_with_past(model.graph))
+    inside = next(_with_past(ir.traversal.RecursiveGraphIterator(model.graph)), None)
+    if not nodes and inside is not None:
+        raise UsageError(
+            f"kv_cache is 'shared', but {inside.name!r} lies inside an If or a loop: export the decoder by itself, not "
+            "merged with the one for the first tokens"
+        )
     if not nodes:
         raise UsageError(
             "kv_cache is 'shared', but no fused Attention has a past: was the model exported with a cache?"
@@ -77,8 +83,8 @@ def share_cache(model: ir.Model, facts: Facts) -> None:
     model.metadata_props[METADATA] = json.dumps({past.name: present.name for past, present in pairs})
 
 
-def _with_past(model: ir.Model) -> Iterable[ir.Node]:
-    for node in model.graph:
+def _with_past(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    for node in nodes:
         is_attention = (node.domain, node.op_type) == (OWN, "Attention")
         if is_attention and given(node, PAST_KEY) is not None:
             yield node

@@ -11,6 +11,8 @@ one tensor at a time, so memory stays bounded by the largest tensor that has to 
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -38,19 +40,22 @@ def load(source: str | os.PathLike | onnx.ModelProto | ir.Model) -> ir.Model:
     Parameters
     ----------
     source : path, onnx.ModelProto or onnx_ir.Model
-        An onnx_ir model is returned as it is, after its external tensors are checked.
+        An onnx_ir model is returned as it is, after it is checked. Of a ModelProto the result shares the content of
+        weights, but nothing that can be changed.
 
     Raises
     ------
     UsageError
         The file is missing, a folder, not an ONNX model or cut short; its external data is missing, too short, or
-        lies outside its folder or behind a link.
+        lies outside its folder or behind a link; a node reads what the model does not have; weights are sparse.
     """
     if isinstance(source, ir.Model):
         _check_external(source)
+        _check_reads(source)
         return source
     if isinstance(source, onnx.ModelProto):
         model = _deserialize(source, "the ModelProto")
+        _own_tensors(model)
         for tensor in _external_tensors(model):
             raise UsageError(
                 f"the ModelProto keeps tensor {tensor.name!r} in the external file {str(tensor.location)!r}, and a "
@@ -90,10 +95,23 @@ def _read_proto(path: Path) -> onnx.ModelProto:
 
 
 def _deserialize(proto: onnx.ModelProto, what: str) -> ir.Model:
+    for sparse in proto.graph.sparse_initializer:  # onnx_ir leaves them out
+        raise UsageError(f"{what} keeps initializer {sparse.values.name!r} as a sparse tensor: store it as a dense one")
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises many types for damaged content
         raise UsageError(f"{what} is not a valid ONNX model: {_innermost(error)}") from error
+    _check_reads(model)
+    _name_domain(model)
+    return model
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """A copy that shares the content of weights with `model`, but nothing that can be changed."""
+    made = model.clone()
+    _own_tensors(made)
+    _name_domain(made)
+    return made
 
 
 def _innermost(error: BaseException) -> str:
@@ -107,6 +125,50 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
     for function in model.functions.values():
         yield function
         yield from function.subgraphs()
+
+
+def _check_reads(model: ir.Model) -> None:
+    for graph in _graphs(model):
+        for value in itertools.chain(graph.outputs, *(node.inputs for node in graph)):
+            if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+                continue
+            reader = next((f"{use.node.op_type} node {use.node.name!r}" for use in value.uses()), "an output")
+            raise UsageError(
+                f"the model is broken: {reader} takes {value.name!r}, which is no input, initializer or node's output"
+            )
+
+
+def _name_domain(model: ir.Model) -> None:
+    """Write the domain of ONNX's own operators as "" in the opset imports too: its other name is "ai.onnx"."""
+    for owner in (model.graph, *model.functions.values()):
+        version = owner.opset_imports.pop("ai.onnx", None)
+        if version is not None and owner.opset_imports.setdefault("", version) != version:
+            raise UsageError(f"the model imports opset {owner.opset_imports['']} of ONNX, and {version} as 'ai.onnx'")
+
+
+def _own_tensors(model: ir.Model) -> None:
+    """Give `model` tensors of its own: renaming a value renames its tensor, and so does writing a model."""
+    for graph in _graphs(model):
+        for value in graph.initializers.values() if isinstance(graph, ir.Graph) else ():
+            if value.const_value is not None:
+                value.const_value = _sharing_content(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
+                    continue
+                node.attributes[name] = ir.AttrTensor(name, _sharing_content(attribute.value))
+                if node.op_type == "Constant" and node.outputs[0].const_value is attribute.value:
+                    node.outputs[0].const_value = node.attributes[name].value
+
+
+def _sharing_content(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor with a name of its own, and the content of `tensor`."""
+    if isinstance(tensor, ir.TensorProtoTensor):  # writes its name into the message
+        return ir.LazyTensor(lambda: tensor, tensor.dtype, tensor.shape, name=tensor.name, doc_string=tensor.doc_string)
+    if isinstance(tensor, ir.ExternalTensor):  # with a mapping of its own too, which it may end
+        place = tensor.location, tensor.offset, tensor.length, tensor.dtype
+        return ir.ExternalTensor(*place, shape=tensor.shape, name=tensor.name, base_dir=tensor.base_dir)
+    return copy.copy(tensor)
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -245,12 +307,7 @@ def check_output(
     path = Path(path)
     if weights not in WEIGHTS:
         raise UsageError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: no permission to write in {path.parent}")
+    check_place(path)
     for kept in protect:
         if path.exists() and Path(kept).exists() and path.samefile(kept):
             raise UsageError(f"{path} is the input model: choose another output path")
@@ -266,6 +323,35 @@ def check_output(
                 f"weights='reference' needs the output in the folder of the weights, {home}, not in {folder}: "
                 "choose an output path there, or copy the weights"
             )
+
+
+def check_place(path: Path) -> None:
+    """Raise UsageError unless a file can be written at `path`."""
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if not os.access(path if _is_device(path) else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: no permission to write in {path.parent}")
+
+
+def save_text(text: str, path: str | os.PathLike) -> None:
+    """Write `text` to `path`, complete or not at all; to a pipe or a terminal as it comes."""
+    path = Path(path)
+    try:
+        if _is_device(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        with _temporary(path) as file:
+            file.write(text.encode())
+            _flush(file)
+            Path(file.name).replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def outline(model: ir.Model, limit: int) -> tuple[onnx.ModelProto, list[ir.Value]]:

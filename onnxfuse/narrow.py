@@ -84,13 +84,23 @@ class Narrowed:
 
     @property
     def tolerance(self) -> float:
-        """Largest relative error of an output (see `verify.compare.difference`) that narrow weights explain.
+        """What the error of an output may be in the root mean square, relative to that of the output.
 
         The errors of the terms of a sum are independent, so that a product is off by as much of its own root mean
-        square as a weight, and P products behind each other by sqrt(P) times that: `error`. 6 standard deviations cover
-        the largest of some 10^8 values, and there is room for norms and softmaxes to make an error 3 times as large.
+        square as a weight. So are those of P products: a half of a layer adds to what the others made, off by an error
+        of its own, and together they are off by sqrt(P) of one, which is `error`; models of 2 to 24 layers were, by 0.4
+        to 1.2 of it. Norms and softmaxes may make an error 3 times as large. An output off by half its size is none,
+        whatever explains that.
         """
-        return 3 * 6 * self.error
+        return min(3 * self.error, 0.5)
+
+    @property
+    def largest(self) -> float:
+        """The largest relative error of a value (see `verify.compare.difference`) that narrow weights explain.
+
+        6 standard deviations cover the largest of some 10^8 values; 1 is the error of a model that returns zeros.
+        """
+        return min(6 * 3 * self.error, 0.9)
 
     def note(self) -> str:
         """In words."""

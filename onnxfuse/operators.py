@@ -25,6 +25,7 @@ COMMONPLACE = frozenset(
 )
 STANDARD = ""
 OWN = "onnxfuse"
+NEWEST_OPSET = 28  # of the operators of ONNX that patterns name: its SwiGLU
 UNLISTED = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's own, in the standard's domain all the same
 
 # What ONNX Runtime takes where its own operators' attributes are left out, of those that patterns name.
@@ -55,6 +56,15 @@ def schema(domain: str, op_type: str, opset: int | None = None) -> onnx.defs.OpS
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:
         return None
+
+
+def is_newer(domain: str, op_type: str) -> bool:
+    """Whether the installed onnx is older than this operator of ONNX: it accepts no model that has one.
+
+    An onnx that is as new as the patterns knows all that they name; what it does not know is misspelt.
+    """
+    is_unknown = domain == STANDARD and op_type not in UNLISTED and schema(domain, op_type) is None
+    return is_unknown and onnx.defs.onnx_opset_version() < NEWEST_OPSET
 
 
 @functools.cache

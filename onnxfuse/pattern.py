@@ -300,11 +300,12 @@ def operator(
     open_attributes = parameters.get("attributes") is Ellipsis
     if open_attributes:
         parameters = {name: value for name, value in parameters.items() if name != "attributes"}
-    for domain, op_type in ops:
+    known = tuple(op for op in ops if not operators.is_newer(*op))
+    for domain, op_type in known:
         if domain == operators.STANDARD and op_type not in operators.UNLISTED:
             _check_standard(op_type, patterns, parameters, open_attributes, location)
-    expected = {name: _expectation(name, value, ops, location) for name, value in parameters.items()}
-    made = Node(ops, patterns, expected, outputs, takes_more, open_attributes, location)
+    expected = {name: _expectation(name, value, known, location) for name, value in parameters.items()}
+    made = Node(known, patterns, expected, outputs, takes_more, open_attributes, location)
     values = tuple(Out(made, i, location=location) for i in range(outputs))
     return values if outputs > 1 else values[0]
 

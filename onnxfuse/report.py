@@ -61,8 +61,8 @@ class RoundingCheck:
     """The error of one output before and after the weights were rounded.
 
     `unrounded` and `rounded` are the largest differences from the reference, relative to the value or to the output's
-    root mean square, whichever is larger; the `_rms` are root mean squares relative to the output's. `tolerance` is for
-    `rounded`, whose worst inputs are `feed`.
+    root mean square, whichever is larger; the `_rms` are root mean squares relative to the output's, of the worst
+    inputs. `tolerance` is for `rounded_rms`, which `feed` gives.
     """
 
     name: str
@@ -260,7 +260,7 @@ def print_verification(console: Console, verification: Verification) -> None:
 
 def _rounding_table(outputs: tuple[RoundingCheck, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("  output", "unrounded max", "rms", "rounded max", "rms", "tolerance", "", "worst at"):
+    for heading in ("  output", "unrounded max", "rms", "rounded max", "rms", "tolerance of rms", "", "worst at"):
         table.add_column(heading, justify="left" if heading in ("  output", "", "worst at") else "right")
     for check in outputs:
         numbers = (check.unrounded, check.unrounded_rms, check.rounded, check.rounded_rms)

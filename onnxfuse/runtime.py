@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 import onnxfuse.custom_ops
+from onnxfuse.errors import UsageError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -82,18 +83,18 @@ def triton_kernels() -> frozenset[str]:
 def session_options(
     options: onnxruntime.SessionOptions | None = None,
     *,
-    providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
-    ops: Sequence[str] | None = None,
+    providers: str | Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+    ops: str | Sequence[str] | None = None,
 ) -> onnxruntime.SessionOptions:
     """ONNX Runtime session options with the operators registered.
 
     Parameters
     ----------
     options
-        Options to complete; new ones by default.
+        Options to complete; new ones by default. Those that have the operators already stay as they are.
     providers
-        The execution providers of the session, first choice first; the CPU by default. An operator without a kernel for
-        the first one is left to its function body, which runs there.
+        The execution providers of the session, first choice first, or one; the CPU by default. An operator without a
+        kernel for the first one is left to its function body, which runs there.
     ops
         The operators whose kernels to use, e.g. ["RMSNorm"]; the others run as their function bodies. By default all
         that suit `providers`.
@@ -102,31 +103,47 @@ def session_options(
     ------
     ImportError
         ONNX Runtime is not installed.
+    UsageError
+        `options` have the operators already, but for other providers or only some of them.
     """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions() if options is None else options
+    providers, ops = _each(providers), _each(ops)
     names = [_CPU] if not providers else [_name(provider) for provider in providers]
     chosen = names if ops is not None else names[:1]
     # Kernels for a provider that this ONNX Runtime lacks would leave it with nodes that nothing can run.
     chosen = [name for name in chosen if name in kernels() and name in onnxruntime.get_available_providers()]
     if ops is None:
         ops = sorted(frozenset().union(*(kernels()[name] for name in chosen)))
-    if not ops or not chosen:
-        return options
     if _CPU in names and _CPU not in chosen:
         chosen.append(_CPU)  # should the first provider fail to start, the session runs there
-    options.add_session_config_entry(_OPS_KEY, ",".join(ops))
-    options.add_session_config_entry(_PROVIDERS_KEY, ",".join(chosen))
-    options.register_custom_ops_library(str(library_path()))
+    wanted = (",".join(ops), ",".join(chosen)) if ops and chosen else ("", "")
+    present = _entry(options, _OPS_KEY), _entry(options, _PROVIDERS_KEY)
+    if present not in (wanted, ("", "")):
+        raise UsageError(
+            f"the session options have kernels of {present[0]} for {present[1]} already, and {wanted[0] or 'none'} for "
+            f"{wanted[1] or 'any provider'} are asked for: pass the same to session_options(), or other options"
+        )
+    if present != wanted:
+        options.add_session_config_entry(_OPS_KEY, wanted[0])
+        options.add_session_config_entry(_PROVIDERS_KEY, wanted[1])
+        options.register_custom_ops_library(str(library_path()))
     return options
+
+
+def _entry(options: onnxruntime.SessionOptions, key: str) -> str:
+    try:
+        return options.get_session_config_entry(key)
+    except RuntimeError:  # it has none
+        return ""
 
 
 def session(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model,
-    providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
+    providers: str | Sequence[str | tuple[str, dict[str, Any]]] | None = None,
     *,
     options: onnxruntime.SessionOptions | None = None,
-    ops: Sequence[str] | None = None,
+    ops: str | Sequence[str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session of a fused model.
 
@@ -137,7 +154,7 @@ def session(
     model
         A path, or a model in memory. One over 2 GB has to be a path.
     providers
-        The execution providers, first choice first; the CPU by default.
+        The execution providers, first choice first, or one; the CPU by default.
     options, ops
         As in `session_options`.
 
@@ -146,7 +163,7 @@ def session(
     >>> session = onnxfuse.session("fused.onnx")  # doctest: +SKIP
     >>> session.run(None, {"input_ids": ids})  # doctest: +SKIP
     """
-    providers = [_CPU] if providers is None else providers
+    providers = [_CPU] if providers is None else _each(providers)
     options = session_options(options, providers=providers, ops=ops)
     on_cuda = bool(providers) and _name(providers[0]) == _CUDA
     if on_cuda:
@@ -204,6 +221,11 @@ def _operators(nodes: Iterable[ir.Node], model: ir.Model) -> Iterable[str]:
             body = model.functions.get(node.op_identifier(), ())
             inside = list(_operators(body, model))
             yield from inside or [node.op_type]
+
+
+def _each(names: Sequence[Any] | None) -> Sequence[Any] | None:
+    """A list, also of one name that is given by itself."""
+    return [names] if isinstance(names, str) else names
 
 
 def _name(provider: str | tuple[str, dict[str, Any]]) -> str:

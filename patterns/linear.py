@@ -36,12 +36,12 @@ def skip_norm_projections(
     x=tensor("... K"),
     skip=tensor("... K"),
     norm_weight=constant("K"),
-    weight_0=constant("K _"),
-    bias_0=constant("_"),
-    weight_1=constant("K _"),
-    bias_1=constant("_"),
-    weight_2=constant("K _"),
-    bias_2=constant("_"),
+    weight_0=constant("K N0"),
+    bias_0=constant("N0"),
+    weight_1=constant("K N1"),
+    bias_1=constant("N1"),
+    weight_2=constant("K N2"),
+    bias_2=constant("N2"),
 ):
     """Three projections of one norm behind a residual addition: queries, keys and values."""
     h, total = own.SkipRMSNorm(x, skip, norm_weight, epsilon=attr("epsilon"), outputs=2)
@@ -57,12 +57,12 @@ def skip_norm_projections(
 def norm_projections(
     x=tensor("... K"),
     norm_weight=constant("K"),
-    weight_0=constant("K _"),
-    bias_0=constant("_"),
-    weight_1=constant("K _"),
-    bias_1=constant("_"),
-    weight_2=constant("K _"),
-    bias_2=constant("_"),
+    weight_0=constant("K N0"),
+    bias_0=constant("N0"),
+    weight_1=constant("K N1"),
+    bias_1=constant("N1"),
+    weight_2=constant("K N2"),
+    bias_2=constant("N2"),
 ):
     """Three projections of one norm: queries, keys and values of the first layer."""
     h = own.RMSNorm(x, norm_weight, epsilon=attr("epsilon"))
@@ -74,8 +74,8 @@ def skip_norm_projection(
     x=tensor("... K"),
     skip=tensor("... K"),
     norm_weight=constant("K"),
-    weight_0=constant("K _"),
-    bias_0=constant("_"),
+    weight_0=constant("K N0"),
+    bias_0=constant("N0"),
 ):
     """One projection of a norm behind a residual addition whose sum nobody else wants: lm_head."""
     h, _ = own.SkipRMSNorm(x, skip, norm_weight, epsilon=attr("epsilon"), outputs=2)
@@ -83,13 +83,13 @@ def skip_norm_projection(
 
 
 @fusion(stage="block", op="Linear", tolerance=TOLERANCE)
-def norm_projection(x=tensor("... K"), norm_weight=constant("K"), weight_0=constant("K _"), bias_0=constant("_")):
+def norm_projection(x=tensor("... K"), norm_weight=constant("K"), weight_0=constant("K N0"), bias_0=constant("N0")):
     """One projection of a norm: a packed one of queries, keys and values, or lm_head."""
     return projection(own.RMSNorm(x, norm_weight, epsilon=attr("epsilon")), weight_0, bias_0)
 
 
 @fusion(stage="block", op="Linear", tolerance=TOLERANCE)
-def projection_alone(x=tensor("... K"), weight_0=constant("K _"), bias_0=constant("_")):
+def projection_alone(x=tensor("... K"), weight_0=constant("K N0"), bias_0=constant("N0")):
     """A projection by itself: that of attention's output."""
     return projection(x, weight_0, bias_0)
 

@@ -117,6 +117,20 @@ def test_attention_without_an_output_projection_stays_as_its_operators():
     check_equal(model, body)
 
 
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_bias_of_one_element_is_added_behind_the_product(size: int):
+    """Linear takes one as long as the product."""
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[b,8] x) => (float[b,8] y)
+        { a = MatMul (x, w) y = Add (a, c) }"""
+    model = onnx.parser.parse_model(text)
+    for name, array in (("w", np.eye(8)), ("c", np.ones(size))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    result = onnxfuse.optimize(model, level="block", verify="none")
+    assert operators(result.model) == (["Linear"] if size == 8 else ["MatMul", "Add"])
+    x = np.ones((2, 8), np.float32)
+    np.testing.assert_array_equal(onnxfuse.session(result.model).run(None, {"x": x})[0], x + 1)
+
+
 def test_what_would_read_its_own_output_stays_as_it_is():
     body = MLP.format(x="n").replace("y =", "t = Neg(s) m = ReduceMean<keepdims=0>(t) b = Add(w, m) y =")
     body = body.replace("(n, g, u, d)", "(n, g, u, d, , , b)")

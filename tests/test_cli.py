@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 from small_models import embedding_model, padded_model, written, written_outside
 
 import onnxfuse
-from onnxfuse import cli, soundness
+from onnxfuse import cli, runtime, soundness
+from onnxfuse.errors import UsageError
 from onnxfuse.report import OutputCheck, Verification
 from onnxfuse.verify.bisect import guilty
 
@@ -117,15 +121,55 @@ def test_a_model_that_differs_is_not_written_and_its_fusion_named(capsys, tmp_pa
     assert json.loads(report.read_text())["verification"]["guilty"] == ["rms_norm"]
 
 
-def test_optimize_leaves_its_argument_alone():
-    proto = embedding_model()
-    before = proto.SerializeToString()
-    ir_model = onnxfuse.model_io.load(embedding_model())
-    for source in (proto, ir_model):
-        result = onnxfuse.optimize(source)
-        assert result.report.fused == {"RMSNorm": 1} and result.model is not source
-    assert proto.SerializeToString() == before
-    assert [node.op_type for node in ir_model.graph] == [node.op_type for node in proto.graph.node]
+def two_constant_ifs() -> onnx.ModelProto:
+    """y = (x + 1) + (x + 10): the branches of both Ifs call their weights the same."""
+
+    def branch(name: str, out: str, number: float) -> onnx.GraphProto:
+        add = onnx.helper.make_node("Add", ["x", "w"], [out])
+        info = onnx.helper.make_tensor_value_info(out, 1, [2])
+        return onnx.helper.make_graph([add], name, [], [info], [numpy_helper.from_array(np.full(2, number, "f"), "w")])
+
+    nodes = [
+        onnx.helper.make_node("If", ["c"], ["a"], then_branch=branch("t", "t1", 1), else_branch=branch("e", "e1", 2)),
+        onnx.helper.make_node("If", ["c"], ["b"], then_branch=branch("t", "t2", 10), else_branch=branch("e", "e2", 20)),
+        onnx.helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [2]) for name in "xy")
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.array(True), "c")])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+
+
+GIVEN = {
+    "embedding": embedding_model,
+    "tiny Llama": lambda: onnx.load(Path(__file__).parent.parent / "examples" / "tiny_llama.onnx"),
+    "Ifs": two_constant_ifs,
+}
+
+
+@pytest.mark.parametrize("options", [{"verify": "none"}, {"verify": "model"}, {"verify": "model", "weights": "int8"}])
+@pytest.mark.parametrize("name", GIVEN)
+def test_optimize_leaves_its_argument_alone(name, options):
+    if "weights" in options and name == "Ifs":
+        pytest.skip("it has no matrix")
+    proto, given = GIVEN[name](), ir.from_proto(GIVEN[name]())
+    before, written = GIVEN[name](), ir.to_proto(given)
+    for source in (proto, given):
+        result = onnxfuse.optimize(source, **options)
+        assert result.model is not source and result.report.nodes_after < result.report.nodes_before
+        ir.to_proto(result.model)  # gives tensors the names that they have there
+    assert proto == before and ir.to_proto(given) == written
+
+
+def test_the_standard_domain_by_its_other_name(capsys, tmp_path):
+    """Opset 18 was taken for opset 1 then, where the axes of Unsqueeze are an attribute."""
+    text = """<ir_version: 8, opset_import: ["ai.onnx" : 18]> g (float[2,8] x, float[8] u) => (float[2,8] y)
+        <float[8] k = {1,2,3,4,5,6,7,8}, int64[1] axis = {0}> {
+        c = Unsqueeze(k, axis)  z = Mul(x, c)  s = Sigmoid(z)  g = Mul(s, z)  y = Mul(g, z) }"""
+    path = written(onnx.parser.parse_model(text), tmp_path)
+    status, out, _ = run(capsys, "rewrite", path, "-o", tmp_path / "fused.onnx", "--verify", "model")
+    assert status == 0 and "SwiGLU" in out
+    assert {entry.domain for entry in onnx.load(tmp_path / "fused.onnx").opset_import} == {"", "onnxfuse"}
+    assert onnxfuse.optimize(ir.load(path), verify="model").report.fused == {"SwiGLU": 1}
 
 
 BAD_OPTIONS = [
@@ -136,7 +180,10 @@ BAD_OPTIONS = [
     (["--verify", "all"], "invalid choice: 'all'"),
     (["--level", "layer"], "invalid choice: 'layer'"),
     (["--weights", "link"], "invalid choice: 'link'"),
-    (["--report", "missing/report.json"], "its folder does not exist"),
+    (["--report", "missing/report.json"], "the folder missing does not exist"),
+    (["--require", "norm_gated_mlp"], "norm_gated_mlp: only applied at level 'block', and the level is 'op'"),
+    (["--require", "attention", "--skip", "attention"], "attention is required, and left out by the choice of fusions"),
+    (["--require", "attention", "--fusions", "rms_norm"], "attention is required, and left out"),
 ]
 
 
@@ -145,6 +192,74 @@ def test_an_impossible_option_is_refused_and_nothing_written(capsys, tmp_path, m
     status, _, err = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", *options)
     assert status == 2 and message in err and "Traceback" not in err
     assert names(tmp_path) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "out.onnx", "out.onnx.data", "folder"])
+def test_a_report_takes_the_place_of_no_model(capsys, tmp_path, name):
+    model = written_outside(embedding_model(), tmp_path)
+    (tmp_path / "folder").mkdir()
+    before = names(tmp_path), model.read_bytes(), (tmp_path / "weights.bin").read_bytes()
+    status, _, err = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--report", tmp_path / name)
+    assert status == 2 and name in err and err.count("\n") == 1
+    assert before == (names(tmp_path), model.read_bytes(), (tmp_path / "weights.bin").read_bytes())
+
+
+def test_a_report_is_written_whole_over_an_old_one_or_to_a_pipe(capsys, tmp_path, model):
+    report, pipe = tmp_path / "report.json", tmp_path / "pipe"
+    report.write_text("x" * 100_000)
+    assert run(capsys, "rewrite", model, "--dry-run", "--report", report)[0] == 0
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run(capsys, "rewrite", model, "--dry-run", "--report", pipe)[0] == 0
+    told = json.loads(report.read_text()), json.loads(os.read(reader, 1 << 20))
+    os.close(reader)
+    assert told[0]["fused"] == told[1]["fused"] == {"RMSNorm": 1}
+    assert names(tmp_path) == ["model.onnx", "pipe", "report.json"]
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_old_one(capsys, tmp_path, model, monkeypatch):
+    report = tmp_path / "report.json"
+    report.write_text("old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = run(capsys, "rewrite", model, "--dry-run", "--report", report)
+    assert status == 2 and "No space left on device" in err
+    assert report.read_text() == "old" and names(tmp_path) == ["model.onnx", "report.json"]
+
+
+def test_one_fusion_may_be_given_by_itself(model):
+    assert onnxfuse.optimize(model, fusions="rms_norm", require="rms_norm").report.fused == {"RMSNorm": 1}
+    (rms_norm,) = onnxfuse.api.choose("rms_norm")
+    assert onnxfuse.optimize(model, skip=rms_norm).report.fused == {}
+    with pytest.raises(UsageError, match="there is no fusion 'rms_nrom'"):
+        onnxfuse.optimize(model, fusions="rms_nrom")
+
+
+def test_for_cuda_it_is_told_that_its_kernels_did_not_run(capsys, tmp_path, model):
+    status, out, _ = run(capsys, "rewrite", model, "-o", tmp_path / "out.onnx", "--target", "cuda")
+    assert status == 0 and "CUDA kernels were not run" in out and "validate --provider cuda" in out
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+@pytest.mark.parametrize("command", ["validate", "bench"])
+def test_both_providers_get_the_library_if_it_has_kernels_for_them(capsys, model, monkeypatch, command, provider):
+    taken = []
+
+    def called(*models, library, provider, **options):
+        taken.append((library, provider))
+        return Verification("model", True) if command == "validate" else []
+
+    monkeypatch.setattr(cli, command, called)
+    both = {"CPUExecutionProvider": frozenset({"RMSNorm"}), "CUDAExecutionProvider": frozenset({"RMSNorm"})}
+    monkeypatch.setattr(runtime, "kernels", lambda: both)
+    assert run(capsys, command, model, model, "--provider", provider, "--json")[::2] == (0, "")
+    monkeypatch.setattr(runtime, "kernels", dict)
+    status, _, err = run(capsys, command, model, model, "--provider", provider, "--json")
+    assert status == 0 and ("timed as function bodies" in err) == (command == "bench")
+    assert taken == [(onnxfuse.library_path(), provider), (None, provider)]
 
 
 def text_file(folder: Path) -> Path:
@@ -242,6 +357,10 @@ def test_explain_counts_every_fusion_and_filters_places(capsys, model):
     assert status == 0
     assert any(line.startswith("rms_norm ") and "1 fused" in line and "rms_norm.py" in line for line in lines)
     assert any(line.startswith("swiglu ") and "never matched" in line for line in lines)
+    assert not any(line.startswith("norm_projection ") for line in lines)
+    assert "only applied at level 'block'" in run(capsys, "explain", model, "--fusion", "norm_projection")[2]
+    _, out, _ = run(capsys, "explain", model, "--fusion", "norm_projection", "--level", "block")
+    assert out.startswith("norm_projection ") and "1 fused" in out
     status, out, _ = run(capsys, "explain", model, "--fusion", "rms_norm", "--node", "RMSNorm*", "--json")
     (entry,) = json.loads(out)
     assert status == 0 and entry["fused"] == 1 and entry["events"][0]["outcome"] == "fused"
@@ -294,9 +413,19 @@ def test_view_serves_the_model_with_netron(capsys, model, monkeypatch):
 def test_list_shows_fusions_operators_and_their_documentation(capsys):
     status, out, _ = run(capsys, "list")
     assert status == 0 and "rms_norm" in out and "RMSNorm" in out
+    lines = out.splitlines()
+    (told,) = [line for line in lines if line.startswith("  skip_norm_projection ")]
+    assert "nobody else wants: lm_head." in told
+    (longest,) = [line.split() for line in lines if line.startswith("  microsoft_attention_with_cache")]
+    assert longest[:3] == ["microsoft_attention_with_cache", "attention", "Attention"]
     assert "mean" in run(capsys, "list", "rms_norm")[1]
     assert "sqrt" in run(capsys, "list", "RMSNorm")[1]
     assert run(capsys, "list", "nothing")[0] == 2
+
+
+def test_the_version_is_told(capsys):
+    assert run(capsys, "--version")[:2] == (0, f"onnxfuse {onnxfuse.__version__}\n")
+    assert onnxfuse.__version__ == importlib.metadata.version("onnxfuse")
 
 
 @pytest.mark.parametrize("command", ["rewrite", "explain", "validate", "bench", "view", "list"])

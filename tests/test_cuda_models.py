@@ -16,6 +16,7 @@ from small_llama import KV_HEADS, PASTS, PRESENTS, SIZE, VOCABULARY, small_llama
 from zoo_expectations import RANDOM, UNOPTIMISED
 
 import onnxfuse
+from onnxfuse import cli
 from onnxfuse.custom_ops.case import DTYPES
 from onnxfuse.verify.model import validate
 
@@ -66,6 +67,14 @@ def test_a_fused_model_equals_its_original_at_every_size(llama, dtype: str, leve
     on_cuda(fused)
     found = validate(llama(dtype), fused, library=onnxfuse.library_path(), provider="cuda")
     assert found.passed, found
+
+
+def test_the_commands_run_the_kernels(llama, capsys) -> None:
+    paths = [str(llama("float16")), str(llama("float16", "op", "concat"))]
+    assert cli.main(["validate", *paths, "--provider", "cuda", "--json"]) == 0
+    assert "was not used" not in capsys.readouterr().out
+    assert cli.main(["bench", *paths, "--provider", "cuda", "--repeat", "1", "--prompt", "1"]) == 0
+    assert "function bodies" not in capsys.readouterr().err
 
 
 def step(token: int, place: int, total: int) -> dict[str, np.ndarray]:

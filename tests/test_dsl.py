@@ -2,8 +2,11 @@
 
 import inspect
 
+import onnx
 import pytest
+from graphs import count, matches, model_of
 
+from onnxfuse import operators
 from onnxfuse.dsl import any_of, attr, constant, fusion, maybe, one_of, op, scalar, tensor
 from onnxfuse.pattern import Const, Either, PatternError, walk
 
@@ -52,6 +55,15 @@ def test_a_shared_part_counts_once():
         return h * op.Exp(h)
 
     assert made_of(pattern).size == 3
+
+
+def test_an_operator_that_this_onnx_is_too_old_for_never_matches(monkeypatch):
+    monkeypatch.setattr(operators, "NEWEST_OPSET", onnx.defs.onnx_opset_version() + 1)
+    assert count(lambda x=tensor(): op.Newer(x), "y = Newer (x)") == 0
+    either = made_of(lambda x=tensor(): op.Neg(op.Newer(x, axis=1, attributes=...) | op.Relu(x)))
+    for body, found in (("h = Relu (x)", 1), ("h = Newer <axis=1> (x)", 0)):
+        assert len(matches(either, model_of(f"{body} y = Neg (h)"))) == found
+    assert either.size == 2
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,19 @@ def test_a_cache_that_cannot_be_shared_is_refused_and_told_why(model: ir.Model, 
         shared(model)
 
 
+def test_a_merged_decoder_is_told_that_its_attention_is_inside_an_if():
+    """As optimum writes it: one branch with a past, one without."""
+    call = (
+        "{p}y, {p}key, {p}value = onnxfuse.Attention<num_heads=4, kv_num_heads=2>(q, k, v, past_key, past_value, mask)"
+    )
+    types = "float[b,s,16] {p}y, float[b,2,l,4] {p}key, float[b,2,l,4] {p}value"
+    then, other = (f"{p} () => ({types.format(p=p)}) {{ {call.format(p=p)} }}" for p in ("t", "e"))
+    body = f"y, key, value = If (c) <then_branch = {then}, else_branch = {other}>"
+    model = model_of(body, INPUTS.format(past=PAST) + ", bool c", OUTPUTS.rsplit(",", 1)[0], "int64[1] two = {2}")
+    with pytest.raises(UsageError, match="lies inside an If or a loop: export the decoder by itself"):
+        shared(model)
+
+
 def test_the_command_line_shares_it_and_times_it_in_place(tmp_path, capsys):
     from onnxfuse.cli import main
 

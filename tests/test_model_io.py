@@ -102,6 +102,51 @@ def test_missing_files_and_folders_are_named(tmp_path):
         model_io.load(tmp_path)
 
 
+def test_sparse_initializers_are_refused(tmp_path):
+    proto = embedding_model()
+    values = onnx.numpy_helper.from_array(np.array([1.0, 2.0], np.float32), "extra")
+    places = onnx.numpy_helper.from_array(np.array([1, 4]))
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [2, 3]))
+    for source in (proto, written(proto, tmp_path)):
+        with pytest.raises(UsageError, match="keeps initializer 'extra' as a sparse tensor"):
+            model_io.load(source)
+
+
+def broken_models() -> dict[str, onnx.ModelProto]:
+    """Models that take a value that nothing makes: by a node, inside an If, as an output, in a function."""
+    text = {
+        "node": "g (float[2] x) => (float[2] y) { y = Add(x, gone) }",
+        "branch": "g (float[2] x, bool c) => (float[2] y) { y = If(c) <then_branch = t () => (float[2] a)"
+        " { a = Add(x, gone) }, else_branch = e () => (float[2] b) { b = Neg(x) }> }",
+        "output": "g (float[2] x) => (float[2] y, float[2] gone) { y = Neg(x) }",
+        "function": "g (float[2] x) => (float[2] y) { y = own.F(x) }"
+        ' <domain: "own", opset_import: ["" : 18]> F (x) => (y) { y = Add(x, gone) }',
+    }
+    start = '<ir_version: 8, opset_import: ["" : 18, "own" : 1]> '
+    return {where: onnx.parser.parse_model(start + graph) for where, graph in text.items()}
+
+
+@pytest.mark.parametrize("where", broken_models())
+def test_what_nothing_makes_is_named(tmp_path, where):
+    proto = broken_models()[where]
+    reader = "an output" if where == "output" else "Add node ''"
+    for source in (proto, ir.from_proto(proto), written(proto, tmp_path)):
+        with pytest.raises(UsageError, match=f"{reader} takes 'gone', which is no input, initializer or node's output"):
+            model_io.load(source)
+
+
+def test_the_other_name_of_the_standard_domain(tmp_path):
+    proto = embedding_model()
+    proto.opset_import[0].domain = "ai.onnx"
+    for source in (proto, written(proto, tmp_path)):
+        assert model_io.load(source).opset_imports == {"": 17}
+    given = ir.from_proto(proto)
+    assert model_io.copied(given).opset_imports == {"": 17} and given.opset_imports == {"ai.onnx": 17}
+    proto.opset_import.add(domain="", version=18)
+    with pytest.raises(UsageError, match=r"imports opset 18 of ONNX, and 17 as 'ai\.onnx'"):
+        model_io.load(proto)
+
+
 def test_missing_external_data_is_named(tmp_path):
     path = written_outside(embedding_model(), tmp_path)
     (tmp_path / "weights.bin").unlink()

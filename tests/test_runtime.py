@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnxfuse import runtime
 from onnxfuse.blocks import NAMES_INSIDE
 from onnxfuse.custom_ops.body import DOMAIN
 from onnxfuse.custom_ops.functions import attach, folders
+from onnxfuse.errors import UsageError
 from onnxfuse.runtime import kernels
 
 
@@ -101,6 +103,26 @@ def test_an_unknown_provider_is_refused() -> None:
     options.add_session_config_entry("onnxfuse.providers", "TPUExecutionProvider")
     with pytest.raises(Exception, match=r"names the execution provider 'TPUExecutionProvider'; this library has .*CPU"):
         options.register_custom_ops_library(str(onnxfuse.library_path()))
+
+
+def test_options_that_have_the_operators_are_taken_as_they_are(tmp_path: Path) -> None:
+    plain = profiled(tmp_path)
+    for options in (onnxfuse.session_options(), plain, plain):
+        assert onnxfuse.session_options(options) is options
+        assert onnxfuse.session(two_operators(), options=options).run(None, FEED)
+    assert kernels_run(onnxfuse.session(two_operators(), options=plain)) == {"RMSNorm", "SwiGLU"}
+    few = onnxfuse.session_options(ops="SwiGLU")
+    assert onnxfuse.session(two_operators(), options=few, ops=["SwiGLU"]).run(None, FEED)
+    for other in ({}, {"ops": []}, {"ops": ["RMSNorm"]}):
+        with pytest.raises(UsageError, match="have kernels of SwiGLU for CPUExecutionProvider already"):
+            onnxfuse.session(two_operators(), options=few, **other)
+
+
+def test_one_provider_may_be_given_by_itself() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session = onnxfuse.session(two_operators(), providers="CPUExecutionProvider")
+    assert session.get_providers() == ["CPUExecutionProvider"]
 
 
 def test_the_library_tells_its_kernels() -> None:

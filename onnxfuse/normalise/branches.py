@@ -27,7 +27,7 @@ def known_branch(node: ir.Node, site: Site) -> ir.Value | None:
     graph = node.graph
     for inner in list(branch):
         branch.remove(inner)
-        inner.name = f"{node.name}/{inner.name}"
+        inner.name = inner.name and site.fresh_name(f"{node.name}/{inner.name}")
         for output in inner.outputs:
             output.name = site.fresh_name(output.name)
         graph.insert_before(node, inner)

@@ -92,9 +92,9 @@ def validate(
     checks = worst.checks()
     passed = all(check.passed for check in checks)
     if not passed and (narrowed := held(model_io.load(fused), beside=graph)).matrices:
-        explained = f"{narrowed.tolerance:.2g}"
         notes.append(
-            f"{in_words(narrowed.matrices)} explain a difference of up to {explained}: pass that as the tolerance"
+            f"{in_words(narrowed.matrices)} explain a difference of up to {narrowed.largest:.2g}: pass that as the "
+            "tolerance; rewrite --verify model is stricter, by their root mean square"
         )
     return Verification("model", passed, checks, tuple(notes))
 

@@ -55,7 +55,7 @@ def measure(
     checks = []
     for name, was in before.items():
         now = after[name]
-        passed = now.worst <= allowed + was.worst
+        passed = now.rms <= allowed + was.rms
         checks.append(RoundingCheck(name, was.worst, was.rms, now.worst, now.rms, allowed, passed, str(now.point)))
     return Rounding("float64" if in_float64 else "original", dict(narrowed.matrices), tuple(checks))
 
@@ -84,28 +84,24 @@ def _in_float64(
 
 @dataclass
 class _Error:
-    """Of one output over all points."""
+    """Of one output: the largest of a value, and that of all values at a point."""
 
     worst: float = 0.0
+    rms: float = -1.0
     point: Point | None = None
-    squares: float = 0.0  # of the differences
-    size: float = 0.0  # of the reference, squared
-
-    @property
-    def rms(self) -> float:
-        return math.sqrt(self.squares / self.size) if self.size else 0.0
 
     def see(self, wanted: np.ndarray, got: np.ndarray, point: Point) -> None:
         counts = defined(wanted.shape, point)
-        found = difference(wanted, got, counts)
-        if self.point is None or found.max_rel > self.worst:
-            self.worst, self.point = found.max_rel, point
+        self.worst = max(self.worst, difference(wanted, got, counts).max_rel)
         wanted, got = wanted.astype(np.float64), got.astype(np.float64)
         finite = np.isfinite(wanted)
         if counts is not None:
             finite &= np.broadcast_to(counts, wanted.shape)
-        self.squares += float(np.sum(np.square(got[finite] - wanted[finite])))
-        self.size += float(np.sum(np.square(wanted[finite])))
+        off, size = np.sum(np.square(got[finite] - wanted[finite])), np.sum(np.square(wanted[finite]))
+        rms = math.sqrt(off / size) if size else math.inf if off else 0.0
+        rms = math.inf if math.isnan(rms) else rms
+        if rms > self.rms:
+            self.rms, self.point = rms, point
 
 
 def _errors(
