@@ -215,7 +215,7 @@ class Attention : public AttentionNode<T> {
     if constexpr (sizeof(T) == 2) {
       if (is_for_hopper(p)) return kernels::attend_on_hopper(stream, *a);
     }
-    if (p.rows() > kFewRows && has_vectors(p, kernels::kManyFeatures)) return attend_with_tensor_cores(stream, *a);
+    if (has_vectors(p, kernels::kManyFeatures) && !wants_parts(*a)) return attend_with_tensor_cores(stream, *a);
     const auto kernel = kernels::attention_cuda_any_rows<T>;
     const int64_t bytes = kernels::any_rows_bytes(p.key.size, p.value.size);
     const int most = cuda::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
@@ -224,6 +224,18 @@ class Attention : public AttentionNode<T> {
     attend_in_parts(context, stream, a, kernels::kAnyRows, [&](dim3 grid) {
       stream.launch("Attention", kernel, grid, kernels::kAnyThreads, static_cast<size_t>(bytes), *a);
     });
+  }
+
+  // Whether rows of float32 are too few to keep the device busy, unless the keys are cut into parts.
+  static bool wants_parts(const Arguments<T>& a) {
+    constexpr int64_t kRowsOfDevice = 2048, kManyKeys = 512;
+    const Problem<T>& p = a.problem;
+    const bool few_of_all = p.batch * p.queries * p.heads < kRowsOfDevice && keys_at_most(a) >= kManyKeys;
+    return sizeof(T) == sizeof(float) && (p.rows() <= kFewRows || few_of_all);
+  }
+
+  static int64_t keys_at_most(const Arguments<T>& a) {
+    return a.room > 0 ? std::min(a.room, a.mask.length) : a.problem.keys();
   }
 
   static void attend_with_tensor_cores(const cuda::Stream& stream, const Arguments<T>& a) {
@@ -253,11 +265,10 @@ class Attention : public AttentionNode<T> {
                        const Launch& launch) const {
     const Problem<T>& p = a->problem;
     const int64_t heads = p.batch * p.kv_heads, without_parts = heads * divide_up(p.rows(), rows_of_block);
-    const int64_t keys = a->room > 0 ? std::min(a->room, a->mask.length) : p.keys();
     const int64_t wanted =
         kBlocksOfMultiprocessor * cuda::device_attribute(cudaDevAttrMultiProcessorCount) / without_parts;
     const int64_t count =
-        std::max<int64_t>(1, std::min({wanted, keys / kKeysOfPart, int64_t{attention::cuda::kMostParts}}));
+        std::max<int64_t>(1, std::min({wanted, keys_at_most(*a) / kKeysOfPart, int64_t{attention::cuda::kMostParts}}));
     a->parts = {static_cast<int>(count), nullptr, 2 + p.value.size};
     const int64_t floats = count > 1 ? heads * p.rows() * count * a->parts.floats : 0;
     const cuda::DeviceScratch scratch(context, memory_, floats * static_cast<int64_t>(sizeof(float)));

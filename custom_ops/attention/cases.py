@@ -210,6 +210,10 @@ def cases() -> Iterator[Case]:
         yield case(new=300, size=64, window=100, ranks=(3, 4, 4), **many)
         yield case(new=70, past=10, size=128, scale=-0.1, **many)
         yield shared(batch=2, length=390, room=400, new=200, mask="left", size=128, **many)
+    # Some rows of float32 behind many keys, which CUDA cuts into parts.
+    yield case(new=20, past=700, heads=(4, 2), size=64)
+    yield shared(batch=2, length=640, room=700, new=19, mask="left", heads=(4, 2), size=128)
+    yield case(new=3, past=600, heads=(4, 2), size=256)
     for new in (63, 64, 127, 128, 129, 255, 256, 257):
         yield case(new=new, heads=(2, 2), size=128, dtype="float16")
         yield case(new=new, past=128, heads=(7, 1), size=64, dtype="float16")

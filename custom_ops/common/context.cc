@@ -144,8 +144,8 @@ void* Context::gpu_scratch(const OrtMemoryInfo* device, size_t bytes) const {
 }
 
 bool Context::gpu_allows_tf32() const {
-  void* allowed = nullptr;
-  check(ort::api.KernelContext_GetResource(context_, ort::kCudaResources, ort::kCudaUsesTf32, &allowed));
+  void* allowed = nullptr;  // stays so where the runtime does not know
+  take_error(ort::api.KernelContext_GetResource(context_, ort::kCudaResources, ort::kCudaUsesTf32, &allowed));
   return allowed != nullptr;
 }
 
