@@ -87,8 +87,7 @@ def optimize(
         The interface of the key-value cache: the one the model was exported with, or one buffer that past and present
         share (see `onnxfuse.kv_cache`).
     verify : "match" | "model" | "none"
-        Run every rewritten piece before and after it is rewritten, and the model, unless its weights are large, before
-        and after it is normalised; besides the pieces compare the whole models; or nothing.
+        Run every rewritten piece before and after it is rewritten; besides that compare the whole models; or neither.
     weights : "copy" | "reference" | "bf16" | "int8"
         What happens to weights in external data files, see `model_io.save`; or matrices are rounded to bfloat16, where
         the model computes in float32, or to 8 bits after the fusions are proven equal (see `onnxfuse.narrow`). Then

@@ -43,4 +43,5 @@ def test_heads_repeated_in_turn_keep_their_order():
     feeds = {name: rng.standard_normal((2, n, 5, D), dtype=np.float32) for name, n in (("q", N), ("k", K), ("v", K))}
     before = Session(model).run(feeds)["y"]
     after = Session(onnxfuse.optimize(model, verify="none").model).run(feeds)["y"]
-    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    # sums of D products and of 5 weighted values, all of size 1 or so
+    np.testing.assert_allclose(after, before, atol=16 * np.finfo(np.float32).eps, rtol=0)
