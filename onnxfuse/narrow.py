@@ -5,11 +5,14 @@ GatedMLP read it so; MatMul by a constant becomes Linear. All that is computed k
 tables, norms and biases; the function bodies widen the weights. Like packed weights these are computed when the model
 is written, a slab of rows at a time.
 
-bf16   the nearest bfloat16, a change of at most 2^-9 of a weight; half the bytes. In panels of 32 columns where their
+bf16   the nearest bfloat16, a change of at most 2^-8 of a weight; half the bytes. In panels of 32 columns where their
        number is a multiple of that. For models that compute in float32.
 int8   integers with a scale for 32 rows of a column (see `onnxfuse.custom_ops.int8`), a change of at most 1/254 of the
        largest weight of those 32; 8.5 bits a weight. Matrices whose rows or columns are no multiple of 32 become
        bfloat16, or stay what they are where the model computes in 16 bits.
+
+Where the processor multiplies bfloat16 but has no AMX, the kernels take activations of eight rows and more in bfloat16
+beside such weights, too: one more error of that size.
 
 What else reads a matrix still finds it as it was. A matrix with values that bfloat16 does not have, infinite ones or
 some beyond 3.39e38, stays as it is, and so do products by Gemm and by constants of another rank.
@@ -88,8 +91,8 @@ class Narrowed:
 
         The errors of the terms of a sum are independent, so that a product is off by as much of its own root mean
         square as a weight. So are those of P products: a half of a layer adds to what the others made, off by an error
-        of its own, and together they are off by sqrt(P) of one, which is `error`; models of 2 to 24 layers were, by 0.4
-        to 1.2 of it. Norms and softmaxes may make an error 3 times as large. An output off by half its size is none,
+        of its own, and together they are off by sqrt(P) of one, which is `error`; models of 2 to 24 layers were, by 0.3
+        to 1.2 of it. Activations that are rounded, too, make sqrt(2) times that, norms and softmaxes up to 3 times. An output off by half its size is none,
         whatever explains that.
         """
         return min(3 * self.error, 0.5)
@@ -205,9 +208,10 @@ def _as_int8(matrix: _Matrix, name: str) -> tuple[ComputedTensor, ...]:
     )
 
 
-# Evenly spread over a range that reaches d to both sides, errors are d / sqrt(3) in the mean square. d is 2^-9 of a
-# weight, or 1/254 of the largest of 32, which is some 3 times their root mean square.
-BFLOAT16 = Form("bfloat16", 16, 2.0**-9 / math.sqrt(3), lambda shape: True, _as_bfloat16)
+# Evenly spread over a range that reaches d to both sides, errors are d / sqrt(3) in the mean square. d is 2^-8 of the
+# power of two below a weight, which is sqrt(7/3) times that in the mean square, or 1/254 of the largest of 32, which is
+# some 3 times their root mean square.
+BFLOAT16 = Form("bfloat16", 16, 2.0**-8 / math.sqrt(7), lambda shape: True, _as_bfloat16)
 INT8 = Form("int8", 8, 3 / 254 / math.sqrt(3), int8.has_int8, _as_int8)
 FORMS = {"bf16": (BFLOAT16,), "int8": (INT8, BFLOAT16)}  # a matrix gets the first form that takes it
 _BY_DTYPE = {form.dtype: form for form in (BFLOAT16, INT8)}

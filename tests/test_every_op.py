@@ -138,7 +138,7 @@ def test_kernel_refuses_bad_input(operator: str, case: Case, message: str) -> No
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("target", ["scalar", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("target", ["scalar", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_kernels_of_every_simd_target(target: str) -> None:
     """Runs all cases in a process that is told to use `target`."""
     environment = {**os.environ, "ONNXFUSE_SIMD": target}
@@ -157,4 +157,4 @@ def test_an_unknown_simd_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     probe = [sys.executable, "-P", "-c", "import onnxfuse; onnxfuse.session_options()"]
     run = subprocess.run(probe, capture_output=True, text=True, check=False)
     assert run.returncode != 0
-    assert "ONNXFUSE_SIMD is 'sse9', expected scalar, avx2, avx512 or amx" in run.stderr
+    assert "ONNXFUSE_SIMD is 'sse9', expected scalar, avx2, avx512, avx512_bf16 or amx" in run.stderr

@@ -38,24 +38,22 @@ ONNXFUSE_INLINE void convert_pair(const int8_t* four, int first, const BFloat16*
   }
 }
 
-// Of each eight columns of bfloat16 a register has four: those that instructions for parts of 128 bits leave side by
-// side. `put_in_order` does as it says.
 ONNXFUSE_INLINE void convert_pair(const BFloat16* even, __mmask32 even_mask, const BFloat16* odd, __mmask32 odd_mask,
                                   char* to) {
   const __m512i e = _mm512_maskz_loadu_epi16(even_mask, even), o = _mm512_maskz_loadu_epi16(odd_mask, odd);
-  _mm512_storeu_si512(to, _mm512_unpacklo_epi16(e, o));
-  _mm512_storeu_si512(to + kRegisterBytes, _mm512_unpackhi_epi16(e, o));
+  const Pairs pairs = pairs_of(e, o);
+  _mm512_storeu_si512(to, pairs.left);
+  _mm512_storeu_si512(to + kRegisterBytes, pairs.right);
 }
 
 template <typename W>
 void put_in_order(float* sums, int64_t stride, int64_t rows) {
   if constexpr (std::is_same_v<W, BFloat16>) {
-    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     for (int64_t row = 0; row < rows; ++row, sums += stride) {
-      const __m512 left = _mm512_loadu_ps(sums), right = _mm512_loadu_ps(sums + 16);
-      _mm512_storeu_ps(sums, _mm512_permutex2var_ps(left, low, right));
-      _mm512_storeu_ps(sums + 16, _mm512_permutex2var_ps(left, high, right));
+      __m512 left = _mm512_loadu_ps(sums), right = _mm512_loadu_ps(sums + 16);
+      put_in_order(left, right);
+      _mm512_storeu_ps(sums, left);
+      _mm512_storeu_ps(sums + 16, right);
     }
   }
 }

@@ -5,9 +5,11 @@
 #include <utility>
 
 #include "common/gemm_amx.h"
+#include "common/gemm_bf16.h"
 #include "common/gemm_int8.h"
+#include "common/gemm_slices.h"
+#include "common/prefetching.h"
 #include "common/simd_target.h"
-#include "common/weights_ahead.h"
 
 namespace onnxfuse {
 namespace {
@@ -88,6 +90,8 @@ TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : row
     int8::cut(*this);
   else if (amx::wanted(rows, weight))
     amx::cut(*this, a, weight);
+  else if (bf16::wanted(rows, weight))
+    bf16::cut(*this);
   else
     ONNXFUSE_KERNEL(cut)(*this, weight);
 }
@@ -123,6 +127,7 @@ GemmBlock GemmPlan::block(int64_t index) const {
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
   if (layout.form == TileLayout::Form::kInt8) return int8::write_tiles(layout, from, tiles);
   if (layout.form == TileLayout::Form::kAmx) return amx::write_tiles(layout, from, tiles);
+  if (layout.form == TileLayout::Form::kBf16) return bf16::write_tiles(layout, from, tiles);
   float* out = static_cast<float*>(tiles);
   switch (from.dtype) {
     case DType::kFloat16:
@@ -145,6 +150,8 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
   if (layout.form == TileLayout::Form::kInt8) return int8::multiply(layout, a, weights, count, block);
   if (layout.form == TileLayout::Form::kAmx)
     return amx::multiply(layout, a, weights, count, block, scratch.at_least(amx::kScratchBytes / sizeof(float)));
+  if (layout.form == TileLayout::Form::kBf16)
+    return bf16::multiply(layout, a, weights, count, block, scratch.at_least(bf16::kScratchBytes / sizeof(float)));
   const float* rows = static_cast<const float*>(a);
   float* copy = scratch.at_least(kCopyFloats);
   switch (weights->dtype) {

@@ -14,8 +14,8 @@
 
 #include "common/amx_config.h"
 #include "common/intrinsics.h"
+#include "common/prefetching.h"
 #include "common/simd_target.h"
-#include "common/weights_ahead.h"
 
 #if ONNXFUSE_HAS_AMX
 
@@ -58,12 +58,8 @@ void cut(TileLayout& layout, DType a, DType weight) {
 namespace onnxfuse::amx {
 namespace {
 
-constexpr int64_t kStep = 32;  // of K: what one instruction sums over
-constexpr int kPairs = kStep / 2;
 constexpr int64_t kRegisterBytes = 1024;          // 16 rows of 32 bfloat16
 constexpr int64_t kActivationBytes = 768 * 1024;  // of A that the second-level cache holds beside the sums
-
-int64_t steps_of(int64_t depth) { return (depth + kStep - 1) / kStep; }
 
 template <typename W>
 constexpr int kPartsOf = std::is_same_v<W, float>  ? 3
@@ -71,10 +67,10 @@ constexpr int kPartsOf = std::is_same_v<W, float>  ? 3
                                                    : 1;
 
 #include "common/avx512_load.h"
-
-inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1); }
-
-#include "common/amx_rows.h"
+//
+#include "common/bfloat16_rows.h"
+//
+#include "common/bfloat16_pairs.h"
 //
 #include "common/amx_weights.h"
 
@@ -323,15 +319,7 @@ void multiply_parts(const TileLayout& layout, const char* a, const Weight* weigh
 }  // namespace
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) {
-  char* out = static_cast<char*>(tiles);
-  switch (from.dtype) {
-    case DType::kFloat16:
-      return write_rows<Half>(layout, from, out);
-    case DType::kBFloat16:
-      return write_rows<BFloat16>(layout, from, out);
-    default:
-      return write_rows<float>(layout, from, out);
-  }
+  write_rows_of_any(layout, from, static_cast<char*>(tiles));
 }
 
 void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, const GemmBlock& block,

@@ -18,13 +18,13 @@
 
 #include "common/amx_config.h"
 #include "common/intrinsics.h"
-#include "common/weights_ahead.h"
+#include "common/prefetching.h"
 
 namespace onnxfuse::int8 {
 namespace {
 
 constexpr int64_t kAmxRows = 16, kVnniRows = 4;  // of a tile: what the registers hold
-constexpr int64_t kMostRows = 32;                // beyond, other ways are quicker: here sums are scaled at every step
+constexpr int64_t kMostAmxRows = 32;             // beyond, gemm_amx.cc is quicker: here sums are scaled at every step
 
 bool on_amx(int64_t rows) { return rows > 1 && simd_target() == SimdTarget::kAmx; }
 
@@ -38,7 +38,7 @@ bool has_vnni() {
 // What every machine runs stands here, before the instructions of some are let in.
 
 bool wanted(int64_t rows, DType weight) {
-  return weight == DType::kInt8 && rows <= kMostRows && (on_amx(rows) || has_vnni());
+  return weight == DType::kInt8 && (on_amx(rows) ? rows <= kMostAmxRows : has_vnni());
 }
 
 void cut(TileLayout& layout) {
@@ -143,10 +143,16 @@ inline __m512i four(const int8_t* p) {
 // sums[kRows][kPanel] += the product of `steps` steps of a tile and a panel.
 template <int kRows>
 void multiply_on_vnni(const char* a, int64_t, const int8_t* b, const BFloat16* scales, int64_t steps, float* sums) {
+  const bool in_order = prefetches_in_order();
   for (int64_t step = 0; step < steps; ++step, a += Step::bytes(kRows), b += kStep * kPanel, scales += kPanel) {
     const Step rows(a, kRows);
-    const WeightsAhead ahead(b);
-    __m512i high[kRows][kVectors] = {}, low[kRows][kVectors] = {};
+    const WeightsAhead ahead(b, in_order);
+    __m512i high[kRows][kVectors] = {}, low[kRows][kVectors];
+    ONNXFUSE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      ONNXFUSE_UNROLL
+      for (int v = 0; v < kVectors; ++v) low[r][v] = _mm512_set1_epi32(-rows.offsets[r]);
+    }
     ONNXFUSE_UNROLL
     for (int k = 0; k < kStep; k += 4) {
       ahead.fetch(k / 2);
@@ -170,8 +176,7 @@ void multiply_on_vnni(const char* a, int64_t, const int8_t* b, const BFloat16* s
       const __m512 scale = load(scales + 16 * v);
       ONNXFUSE_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const __m512i rest = _mm512_sub_epi32(low[r][v], _mm512_set1_epi32(rows.offsets[r]));
-        add(high[r][v], rest, scale, rows.scales[r], sums + r * kPanel + 16 * v);
+        add(high[r][v], low[r][v], scale, rows.scales[r], sums + r * kPanel + 16 * v);
       }
     }
   }

@@ -4,8 +4,7 @@
 // in the first-level cache, the tiles of A in the second. While a tile is computed, the next tile of A and its share of
 // the next slice are prefetched.
 //
-// The next slice is prefetched as several streams, 4 KB apart: a processor follows a stream up to the end of a page
-// only, and one stream alone leaves a quarter of the memory bandwidth unused.
+// The next slice is prefetched as several streams, or in order, see prefetching.h.
 
 // Tiles are high: weights are read by few of them and, where their dtype is narrow and there are few tiles, go straight
 // into registers. A slice is eight pages of weights.
@@ -65,7 +64,7 @@ struct Tile {
   const float* sums;  // [rows][kPanel], or null for zeros
   float* c;
   int64_t c_stride;
-  // Bytes to prefetch: several streams, stream_stride apart, and of each stream stream_step in a round.
+  // Bytes to prefetch: a line of each of several streams, stream_stride apart, which go on by stream_step in a round.
   const char* next_b;
   int64_t stream_stride, stream_step;
 };
@@ -190,32 +189,16 @@ inline void copy_scaled(const int8_t* b, const BFloat16* scales, int64_t depth, 
   }
 }
 
-// Where a slice of a weight is: rows first .. first + depth - 1 of a panel.
-template <typename W>
-struct Slice {
-  const Weight& weight;
-  int64_t panel, first, depth;
-
-  const W* data() const {
-    const int64_t offset =
-        weight.packed ? (panel * weight.depth + first) * kPanel : first * weight.columns + panel * kPanel;
-    return static_cast<const W*>(weight.data) + offset;
-  }
-  int64_t stride() const { return weight.packed ? kPanel : weight.columns; }
-  int64_t columns() const { return std::min(kPanel, weight.columns - panel * kPanel); }
-  const BFloat16* scales() const { return weight.scales + (panel * weight.depth + first) / kScaledRows * kPanel; }
-};
-
 // A slice times the tiles of the block. `a` is the slice of the block's first tile, `copy` holds a slice of floats. The
-// products are added to `sums` but for the first slice, and go to the block's output after the last one.
+// products are added to the sums but for the first slice, and go to the block's output after the last one.
 template <class C, typename W>
 void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b, const Slice<W>& next,
-                    const GemmBlock& block, float* sums, float* copy) {
+                    const GemmBlock& block, float* copy) {
   // int8 becomes float here; a panel with fewer columns is filled up; several tiles want rows close together and, if
   // many, floats.
   constexpr bool kScaled = std::is_same_v<W, int8_t>;
   constexpr bool kWidens = sizeof(W) < sizeof(float) && std::is_same_v<C, Cut<float>>;
-  const bool copies = kScaled || b.columns() < kPanel || (block.tiles > 1 && (kWidens || !b.weight.packed));
+  const bool copies = kScaled || b.columns() < kPanel || (block.tiles > 1 && (kWidens || !b.weight->packed));
   if constexpr (kScaled)
     copy_scaled(b.data(), b.scales(), b.depth, copy);
   else if (copies)
@@ -224,20 +207,23 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
   tile.b = copies ? static_cast<const void*>(copy) : b.data();
   tile.depth = b.depth;
   tile.b_stride = copies ? kPanel : b.stride();
-  const bool leaves = block.out != nullptr && b.first + b.depth == layout.depth;
-  tile.c_stride = leaves ? b.weight.columns : kPanel;
-  const int64_t prefetching = b.weight.packed && !kScaled ? std::min(block.tiles, kPrefetchTiles) : 0;
+  const bool leaves = block.out != nullptr && b.is_last();
+  tile.c_stride = leaves ? b.weight->columns : kPanel;
+  // What the tiles prefetch: their share of the next slice, or what comes some way behind what they read.
+  const bool in_order = prefetches_in_order() && block.tiles == 1 && !copies, alone = in_order && layout.rows == 1;
+  const int64_t prefetching = b.weight->packed && !kScaled && !alone ? std::min(block.tiles, kPrefetchTiles) : 0;
   const int64_t streams = C::kUnroll * kPanel * static_cast<int64_t>(copies ? sizeof(float) : sizeof(W)) / 64;
-  tile.stream_stride = next.depth * kPanel * static_cast<int64_t>(sizeof(W)) / streams;
-  tile.stream_step = prefetching == 0 ? 0 : 64 / prefetching;
+  tile.stream_stride = in_order ? 64 : next.depth * kPanel * static_cast<int64_t>(sizeof(W)) / streams;
+  tile.stream_step = prefetching == 0 ? 0 : in_order ? 64 * streams : 64 / prefetching;
   for (int64_t i = 0; i < block.tiles; ++i) {
     const int64_t begin = layout.begin(block.first_tile + i), rows = layout.begin(block.first_tile + i + 1) - begin;
     tile.a = a + i * tile_floats(layout);
     tile.next_a = tile.a + tile_floats(layout);
-    float* const c = sums + (begin - block.first_row) * kPanel;
+    float* const c = b.sums + (begin - block.first_row) * kPanel;
     tile.sums = b.first > 0 ? c : nullptr;
-    tile.c = leaves ? block.out + begin * b.weight.columns + b.panel * kPanel : c;
-    tile.next_b = reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / C::kUnroll);
+    tile.c = leaves ? block.out + begin * b.weight->columns + b.panel * kPanel : c;
+    tile.next_b = in_order ? reinterpret_cast<const char*>(b.data()) + kInOrderAhead
+                           : reinterpret_cast<const char*>(next.data()) + i * tile.stream_step * (b.depth / C::kUnroll);
     if constexpr (kScaled) {
       multiply_any_tile<C, float>(rows, false, tile);
     } else if (copies) {
@@ -252,31 +238,11 @@ void multiply_slice(const TileLayout& layout, const float* a, const Slice<W>& b,
 template <class C, typename W>
 void multiply_cut(const TileLayout& layout, const float* a, const Weight* weights, int64_t count,
                   const GemmBlock& block, float* copy) {
-  const int64_t slices = (layout.depth + C::kDepth - 1) / C::kDepth;
-  // As many slices of A as the second-level cache holds are multiplied before the next ones.
-  const int64_t group = std::clamp<int64_t>(kActivationFloats / (block.tiles * tile_floats(layout)), 1, slices);
-  for (int64_t first = 0; first < slices; first += group) {
-    const int64_t grouped = std::min(group, slices - first), steps = count * block.panels * grouped;
-    const auto slice_of = [&](const Weight& weight, int64_t panel, int64_t slice) {
-      const int64_t k = slice * C::kDepth;
-      return Slice<W>{weight, panel, k, std::min(C::kDepth, layout.depth - k)};
-    };
-    const auto slice_at = [&](int64_t step) {
-      const int64_t panel = step / grouped;
-      return slice_of(weights[panel / block.panels], block.first_panel + panel % block.panels, first + step % grouped);
-    };
-    // What comes after this group: the next one, or the next block, which this thread is likely to get.
-    const auto slice_after = [&] {
-      if (first + grouped < slices) return slice_of(*weights, block.first_panel, first + grouped);
-      return slice_of(*weights, std::min(block.first_panel + block.panels, weights->panels() - 1), 0);
-    };
-    for (int64_t step = 0; step < steps; ++step) {
-      const Slice<W> slice = slice_at(step), next = step + 1 < steps ? slice_at(step + 1) : slice_after();
-      const float* rows = a + slice.first / C::kDepth * slice_floats(layout) + block.first_tile * tile_floats(layout);
-      multiply_slice<C>(layout, rows, slice, next, block, block.sums + step / grouped * block.row_capacity * kPanel,
-                        copy);
-    }
-  }
+  const int64_t group = kActivationFloats / (block.tiles * tile_floats(layout));
+  for_each_slice<W>(block, weights, count, C::kDepth, group, [&](const Slice<W>& slice, const Slice<W>& next) {
+    const float* rows = a + slice.first / C::kDepth * slice_floats(layout) + block.first_tile * tile_floats(layout);
+    multiply_slice<C>(layout, rows, slice, next, block, copy);
+  });
 }
 
 template <typename W>

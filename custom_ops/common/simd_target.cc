@@ -1,6 +1,7 @@
 #include "common/simd_target.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #if defined(__x86_64__)
@@ -16,7 +17,7 @@
 namespace onnxfuse {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "amx"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
 
 // Whether there is AMX for bfloat16 and int8 and the operating system lets this process use it.
 bool has_amx() {
@@ -32,6 +33,14 @@ bool has_amx() {
 #endif
 }
 
+bool has_bf16() {
+#if ONNXFUSE_HAS_AMX
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 SimdTarget best_target() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -41,7 +50,8 @@ SimdTarget best_target() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!avx512) return SimdTarget::kAvx2;
-    return has_amx() ? SimdTarget::kAmx : SimdTarget::kAvx512;
+    if (has_amx()) return SimdTarget::kAmx;
+    return has_bf16() ? SimdTarget::kAvx512Bf16 : SimdTarget::kAvx512;
   }
 #endif
   return SimdTarget::kScalar;
@@ -51,13 +61,13 @@ SimdTarget chosen_target() {
   const SimdTarget best = best_target();
   const char* asked = std::getenv("ONNXFUSE_SIMD");
   if (asked == nullptr || *asked == '\0') return best;
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i) {
     if (std::string(asked) != kNames[i]) continue;
     require(i <= static_cast<int>(best), "ONNXFUSE_SIMD is ", asked, ", but this machine only has ",
             kNames[static_cast<int>(best)], "; unset it or take a lower one");
     return static_cast<SimdTarget>(i);
   }
-  fail("ONNXFUSE_SIMD is '", asked, "', expected scalar, avx2, avx512 or amx");
+  fail("ONNXFUSE_SIMD is '", asked, "', expected scalar, avx2, avx512, avx512_bf16 or amx");
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The instruction set that the kernels use, chosen once when the library is first registered.
 #pragma once
 
-// Whether the compiler knows AMX, Intel's matrix unit.
+// Whether the compiler knows AMX, Intel's matrix unit, and the instructions that came before it.
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define ONNXFUSE_HAS_AMX 1
 #else
@@ -10,11 +10,12 @@
 
 namespace onnxfuse {
 
-// kAmx is kAvx512 with matrix products on AMX.
-enum class SimdTarget { kScalar, kAvx2, kAvx512, kAmx };
+// kAvx512Bf16 is kAvx512 with products by bfloat16 weights on VDPBF16PS, kAmx with matrix products on AMX.
+enum class SimdTarget { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The best target of this machine, or the lower one that the environment variable ONNXFUSE_SIMD
-// (scalar, avx2, avx512 or amx) asks for. Throws if the variable names no target or one that the machine lacks.
+// (scalar, avx2, avx512, avx512_bf16 or amx) asks for. Throws if the variable names no target or one that the machine
+// lacks.
 SimdTarget simd_target();
 
 // Picks the instance of a kernel for the target: ONNXFUSE_KERNEL(rms_norm_rows<float, float>) is a function pointer.
@@ -25,6 +26,7 @@ template <class Function>
 Function* pick(Function* scalar, Function* avx2, Function* avx512) {
   switch (simd_target()) {
     case SimdTarget::kAmx:
+    case SimdTarget::kAvx512Bf16:
     case SimdTarget::kAvx512:
       return avx512;
     case SimdTarget::kAvx2:

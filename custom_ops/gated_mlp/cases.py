@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from onnxfuse.custom_ops.case import EPSILON, TF32_EPSILON, Case, Random
-from onnxfuse.custom_ops.linear.cases import normal_rows, packed_form, product_error, scales_of
+from onnxfuse.custom_ops.linear.cases import factor_error, normal_rows, packed_form, product_error, scales_of
 
 DTYPES = ["float32", "float16", "bfloat16"]
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh"]
@@ -78,7 +78,10 @@ def case(
     # One more rounding of the numbers, or of products of them, that are added up makes half a unit of the result on
     # average, errors being of either sign; 5 covers the largest of some 10^5.
     rounded = 0 if dtype == "float32" else 5 * tails * EPSILON[dtype] / 2 * max(order, order**2)
-    product = 8 * roundings * EPSILON["float32"] / 2 + product_error(weight_dtype, math.prod(rows))
+    # What is gated stays in float32. With biases gate and up are of the order of sqrt(2): if factors are rounded, they
+    # are off by some 1.4 times as much as a sum of the order of 1, and once more when what is gated is rounded.
+    beside = ("float32", weight_dtype, math.prod(rows))
+    product = 8 * roundings * EPSILON["float32"] / 2 + product_error(*beside) + factor_error(*beside)
     return Case(
         name="_".join(
             [

@@ -26,7 +26,12 @@ PRODUCT_ERRORS = {
     # gated ones, 1 / sqrt(3) of it in the mean square; 5 covers the largest of some 10^5.
     "int8": 5 * 4 / math.sqrt(3) * 2.0**-16,
 }
-FEW_INT8_ROWS = 32  # beyond, AMX rounds a weight to bfloat16: half a unit, 2^-9, evenly spread; see common/gemm.h
+# Beyond so many rows a factor is rounded to bfloat16: a weight of int8 on AMX, an activation beside weights of bfloat16
+# on VDPBF16PS. That changes it by up to 2^-8 of the power of two below it, evenly spread, of which it is sqrt(7/3)
+# times as much in the mean square; 5 covers the largest of some 10^5.
+ROUNDED_TO_BFLOAT16 = 5 * 2.0**-8 / math.sqrt(7)
+FEW_INT8_ROWS = 32
+FEW_BFLOAT16_ROWS = 7
 
 # Around every tile height of every target, then blocks of rows and what is normalised at a time.
 ROWS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 24, 33, 128, 257, 513]
@@ -108,7 +113,7 @@ def case(
     # x + skip is twice as large in the mean square, the norm makes that 1 again, and its own error is a few units.
     size = math.sqrt(2) if skip and not norm else 1
     absolute = 8 * math.sqrt(depth) * EPSILON["float32"] / 2
-    absolute += product_error(weight_dtype, math.prod(rows))
+    absolute += product_error(dtype, weight_dtype, math.prod(rows))
     if norm:
         # h is rounded to T: errors of up to half a unit and of either sign in a sum of K terms make half a unit of the
         # result on average; 5 covers the largest of some 10^5.
@@ -137,10 +142,16 @@ def case(
     )
 
 
-def product_error(weight_dtype: str, rows: int) -> float:
-    """What sums of products of the order of 1 are off by, beside roundings to float32."""
-    rounded = 5 / math.sqrt(3) * 2.0**-9 if weight_dtype == "int8" and rows > FEW_INT8_ROWS else 0.0
-    return PRODUCT_ERRORS[weight_dtype] + rounded
+def product_error(dtype: str, weight_dtype: str, rows: int) -> float:
+    """What sums of products of activations, in `dtype`, of the order of 1 are off by, beside roundings to float32."""
+    return PRODUCT_ERRORS[weight_dtype] + factor_error(dtype, weight_dtype, rows)
+
+
+def factor_error(dtype: str, weight_dtype: str, rows: int) -> float:
+    """The part of that which is due to a factor rounded to bfloat16."""
+    weight = weight_dtype == "int8" and rows > FEW_INT8_ROWS
+    activation = weight_dtype == "bfloat16" != dtype and rows > FEW_BFLOAT16_ROWS
+    return ROUNDED_TO_BFLOAT16 if weight or activation else 0.0
 
 
 def packed_form(shape: tuple[int, int], dtype: str) -> tuple[int, ...]:

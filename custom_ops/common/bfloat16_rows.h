@@ -1,5 +1,11 @@
-// Activations on their way to the form that AMX wants: rows of A, each number as parts, see gemm_amx.cc, where this is
-// included.
+// Activations as bfloat16: rows of A in steps of 32 numbers, each number as one part or the sum of several, see
+// gemm.h. Included by gemm_amx.cc and gemm_bf16.cc.
+
+constexpr int64_t kStep = 32;  // of K
+
+inline int64_t steps_of(int64_t depth) { return (depth + kStep - 1) / kStep; }
+
+inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << std::clamp<int64_t>(n, 0, 16)) - 1); }
 
 // Whether all are numbers whose nearest bfloat16 is finite.
 inline bool ordinary(__m512 x) {
@@ -61,5 +67,17 @@ void write_rows(const TileLayout& layout, const TileSource& from, char* tiles) {
       else
         write_parts<false>(low, high, layout.parts, part_bytes, out);
     }
+  }
+}
+
+// Rows of dtype `from.dtype`.
+inline void write_rows_of_any(const TileLayout& layout, const TileSource& from, char* tiles) {
+  switch (from.dtype) {
+    case DType::kFloat16:
+      return write_rows<Half>(layout, from, tiles);
+    case DType::kBFloat16:
+      return write_rows<BFloat16>(layout, from, tiles);
+    default:
+      return write_rows<float>(layout, from, tiles);
   }
 }
