@@ -92,8 +92,8 @@ class Narrowed:
         The errors of the terms of a sum are independent, so that a product is off by as much of its own root mean
         square as a weight. So are those of P products: a half of a layer adds to what the others made, off by an error
         of its own, and together they are off by sqrt(P) of one, which is `error`; models of 2 to 24 layers were, by 0.3
-        to 1.2 of it. Activations that are rounded, too, make sqrt(2) times that, norms and softmaxes up to 3 times. An output off by half its size is none,
-        whatever explains that.
+        to 1.2 of it. Activations that are rounded, too, make sqrt(2) times that, norms and softmaxes up to 3 times. An
+        output off by half its size is none, whatever explains that.
         """
         return min(3 * self.error, 0.5)
 

@@ -91,7 +91,7 @@ TileLayout::TileLayout(int64_t rows, int64_t depth, DType a, DType weight) : row
   else if (amx::wanted(rows, weight))
     amx::cut(*this, a, weight);
   else if (bf16::wanted(rows, weight))
-    bf16::cut(*this);
+    bf16::cut(*this, a);
   else
     ONNXFUSE_KERNEL(cut)(*this, weight);
 }

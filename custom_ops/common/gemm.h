@@ -21,13 +21,13 @@
 // that is an error of at most 2^-15 of a product, typically a quarter of it: what a float16 result is rounded by is
 // 2^-11. Of float32 weights it is 2^-22, typically 2^-25, where rounding a float32 result costs up to 2^-24. AMX takes
 // subnormal numbers for zeros, and what is smaller than 2^-110 loses low parts; an infinite number may give NaN instead
-// of infinity. VDPBF16PS, on processors that lack AMX, multiplies bfloat16 weights by activations of eight rows and
-// more rounded to bfloat16, by at most 2^-8 of themselves, as the weights of a float32 model were; a second part would
-// cost all that the instruction gains. int8 weights are multiplied as integers, few rows on AMX and any number of them
-// on VNNI, see gemm_int8.cc: an activation is then within 2^-16 of the largest of the 32 that share a scale, and one
-// that is not finite gives NaN. Otherwise such weights are multiplied by their scales first; for AMX the product is
-// rounded to bfloat16, by at most 2^-8 of itself, where it is within 2^-8 of the largest of the 32 from the number that
-// it stands for.
+// of infinity. VDPBF16PS, on processors that lack AMX, takes activations beside bfloat16 weights as such sums, too, but
+// those of eight rows and more rounded to bfloat16, by at most 2^-8 of themselves, as the weights of a float32 model
+// were; a second part would cost all that the instruction gains. int8 weights are multiplied as integers, few rows on
+// AMX and any number of them on VNNI, see gemm_int8.cc: an activation is then within 2^-16 of the largest of the 32
+// that share a scale, and one that is not finite gives NaN. Otherwise such weights are multiplied by their scales
+// first; for AMX the product is rounded to bfloat16, by at most 2^-8 of itself, where it is within 2^-8 of the largest
+// of the 32 from the number that it stands for.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,7 @@ struct TileLayout {
 
   // kFloat: [slices of K][tiles][rows of a tile][row_stride] float32, the rows spread evenly over the tiles.
   // kAmx: [tiles][K/32][parts][rows of a tile][32] bfloat16; tiles of 32 rows, or one of all rows where they are few.
-  // kBf16: the same of one part and lower tiles.
+  // kBf16: the same with lower tiles.
   // kInt8: [tiles][K/32][rows of a tile], integers with a scale, see gemm_int8.cc.
   enum class Form { kFloat, kAmx, kBf16, kInt8 } form = Form::kFloat;
   int64_t parts = 0, slice_depth = 0, row_stride = 0;

@@ -1,6 +1,9 @@
 // A block is multiplied slice by slice: 256 rows of a panel stay in the first-level cache while they are multiplied by
 // all tiles of A, each with its sums in registers. The rows of weights are brought together in pairs on the way, which
 // other units of the processor do meanwhile.
+//
+// The speed of few rows is that of the memory: their numbers are taken as the sums of two parts, like rows of their own
+// in one tile. Of more rows a number is one part.
 #include "common/gemm_bf16.h"
 
 #include "common/simd_target.h"
@@ -19,7 +22,8 @@ namespace onnxfuse::bf16 {
 namespace {
 
 constexpr int64_t kTileRows = 12;   // of two registers of sums each
-constexpr int64_t kFewestRows = 8;  // fewer wait for their weights, and lose nothing by products of float32
+constexpr int64_t kFewRows = 7;     // two parts of which are one tile, in all the registers there are
+constexpr int64_t kFewestRows = 4;  // fewer take as long with weights as float32
 
 }  // namespace
 
@@ -29,9 +33,9 @@ bool wanted(int64_t rows, DType weight) {
   return simd_target() == SimdTarget::kAvx512Bf16 && weight == DType::kBFloat16 && rows >= kFewestRows;
 }
 
-void cut(TileLayout& layout) {
+void cut(TileLayout& layout, DType a) {
   layout.form = TileLayout::Form::kBf16;
-  layout.parts = 1;
+  layout.parts = a == DType::kBFloat16 || layout.rows > kFewRows ? 1 : 2;
   layout.tiles = (layout.rows + kTileRows - 1) / kTileRows;
   layout.tile_rows = layout.tiles == 0 ? 0 : (layout.rows + layout.tiles - 1) / layout.tiles;
 }
@@ -58,9 +62,9 @@ constexpr int64_t kActivationBytes = 512 * 1024;  // of A that the second-level 
 //
 #include "common/bfloat16_pairs.h"
 
-// c = before + a @ b, c: [rows of a tile, kPanel].
+// c = before + a @ b, c: [rows of a tile, kPanel], where a is the sum of its parts.
 struct Tile {
-  const char* a;  // [steps][rows of a tile][32] bfloat16, the rows of a step next to each other
+  const char* a;  // [steps][parts][rows of a tile][32] bfloat16
   int64_t step_bytes;
   const BFloat16* b;  // [steps][32][kPanel]
   int64_t steps;
@@ -77,10 +81,10 @@ ONNXFUSE_INLINE __m512bh two(const char* p) {
   return reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
 }
 
-template <int kRows>
+template <int kRows, int kParts>
 void multiply_tile(const Tile& tile) {
   constexpr int kUnroll = 4;  // of the loop over pairs
-  __m512 sums[kRows][2] = {};
+  __m512 sums[kParts * kRows][2] = {};
   if (tile.before != nullptr) {
     ONNXFUSE_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -101,7 +105,7 @@ void multiply_tile(const Tile& tile) {
             pairs_of(_mm512_loadu_si512(b + 2 * i * kPanel), _mm512_loadu_si512(b + (2 * i + 1) * kPanel));
         const auto left = reinterpret_cast<__m512bh>(pairs.left), right = reinterpret_cast<__m512bh>(pairs.right);
         ONNXFUSE_UNROLL
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < kParts * kRows; ++r) {
           const __m512bh x = two(a + r * 64 + (first + i) * 4);
           sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, left);
           sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, right);
@@ -111,6 +115,10 @@ void multiply_tile(const Tile& tile) {
   }
   ONNXFUSE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    for (int row = r + kRows; row < kParts * kRows; row += kRows) {
+      sums[r][0] = _mm512_add_ps(sums[r][0], sums[row][0]);
+      sums[r][1] = _mm512_add_ps(sums[r][1], sums[row][1]);
+    }
     if (tile.in_order) put_in_order(sums[r][0], sums[r][1]);
     _mm512_storeu_ps(tile.c + r * tile.c_stride, sums[r][0]);
     _mm512_storeu_ps(tile.c + r * tile.c_stride + 16, sums[r][1]);
@@ -127,9 +135,9 @@ const BFloat16* copy_whole_steps(const Slice<BFloat16>& slice, BFloat16* to) {
   return to;
 }
 
-template <int... kIndices>
+template <int kParts, int... kIndices>
 constexpr auto by_rows(std::integer_sequence<int, kIndices...>) {
-  return std::array{&multiply_tile<kIndices + 1>...};
+  return std::array{&multiply_tile<kIndices + 1, kParts>...};
 }
 
 }  // namespace
@@ -140,8 +148,11 @@ void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles) 
 
 void multiply(const TileLayout& layout, const void* a, const Weight* weights, int64_t count, const GemmBlock& block,
               void* scratch) {
-  static constexpr auto kByRows = by_rows(std::make_integer_sequence<int, kTileRows>());
-  const int64_t step_bytes = layout.tile_rows * kStep * 2, tile_bytes = steps_of(layout.depth) * step_bytes;
+  static constexpr auto kOfOnePart = by_rows<1>(std::make_integer_sequence<int, kTileRows>());
+  static constexpr auto kOfTwoParts = by_rows<2>(std::make_integer_sequence<int, kFewRows>());
+  const auto* const multiply_rows = layout.parts == 1 ? kOfOnePart.data() : kOfTwoParts.data();
+  const int64_t step_bytes = layout.parts * layout.tile_rows * kStep * 2;
+  const int64_t tile_bytes = steps_of(layout.depth) * step_bytes;
   const int64_t group = kActivationBytes / (block.tiles * step_bytes * (kSliceDepth / kStep));
   const auto multiply_slice = [&](const Slice<BFloat16>& slice, const Slice<BFloat16>&) {
     Tile tile;
@@ -159,7 +170,7 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
       tile.a = static_cast<const char*>(a) + j * tile_bytes + slice.first / kStep * step_bytes;
       tile.before = slice.first > 0 ? sums : nullptr;
       tile.c = leaves ? block.out + row * slice.weight->columns + slice.panel * kPanel : sums;
-      kByRows[static_cast<size_t>(layout.begin(j + 1) - row - 1)](tile);
+      multiply_rows[layout.begin(j + 1) - row - 1](tile);
     }
   };
   for_each_slice<BFloat16>(block, weights, count, kSliceDepth, group, multiply_slice);
@@ -178,7 +189,7 @@ void multiply(const TileLayout& layout, const void* a, const Weight* weights, in
 namespace onnxfuse::bf16 {
 
 bool wanted(int64_t, DType) { return false; }
-void cut(TileLayout&) {}
+void cut(TileLayout&, DType) {}
 void write_tiles(const TileLayout&, const TileSource&, void*) {}
 void multiply(const TileLayout&, const void*, const Weight*, int64_t, const GemmBlock&, void*) {}
 

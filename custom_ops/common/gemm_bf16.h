@@ -9,7 +9,7 @@ namespace onnxfuse::bf16 {
 // Whether to use it for this many rows.
 bool wanted(int64_t rows, DType weight);
 
-void cut(TileLayout& layout);
+void cut(TileLayout& layout, DType a);
 
 void write_tiles(const TileLayout& layout, const TileSource& from, void* tiles);
 
