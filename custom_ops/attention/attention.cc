@@ -8,6 +8,7 @@
 #include "attention/node.h"
 #include "attention/plan.h"
 #include "common/op.h"
+#include "common/prefetching.h"
 
 #define ONNXFUSE_KERNELS "attention/attention_kernel.h"
 #include "common/each_target.h"
